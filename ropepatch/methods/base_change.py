@@ -1,0 +1,74 @@
+"""Adjusted base frequency: another `rope_theta`, nothing else."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ropepatch.errors import MethodOptionError
+from ropepatch.methods.base import Method, RotaryFrequencies, RotaryGeometry, require_number
+from ropepatch.methods.registry import register_method
+from ropepatch.positions import inverse_frequencies, rotary_coherence
+
+CHUNK = 65_536  # distances per block: 32 MiB of float64 cosines at 64 pairs
+
+
+def stays_coherent(dim: int, base: float, length: int) -> bool:
+    """Whether Σ cos(D·θ_i) is nowhere negative for D = 0 … length."""
+    inv_freq = inverse_frequencies(dim, base)
+    return all(
+        bool(
+            (
+                rotary_coherence(inv_freq, torch.arange(start, min(start + CHUNK, length + 1))) >= 0
+            ).all()
+        )
+        for start in range(0, length + 1, CHUNK)
+    )
+
+
+def lower_base_bound(dim: int, length: int) -> float:
+    """The smallest base (to 5 %) that prefers similar keys at every distance up to `length` tokens.
+
+    The definition of arXiv 2405.14591, eq. 9 and 10, evaluated for this head size; the paper's own table is
+    for 128 channels and on a coarser grid. Raises MethodOptionError when there is none below 1e12.
+    """
+    base = 1000.0
+    while not stays_coherent(dim, base, length):
+        base *= 1.05
+        if base > 1e12:
+            raise MethodOptionError(
+                f"no base below 1e12 serves {length} tokens with {dim} rotated channels;"
+                " give new_base or a smaller factor"
+            )
+    return base
+
+
+@register_method("base_change", aliases=("abf",))
+@dataclass(frozen=True, kw_only=True)
+class BaseChange(Method):
+    """Replace the base (ABF, arXiv 2309.16039, §2.1). Needs a fine-tune to pay off."""
+
+    needs_training: ClassVar[bool] = True
+
+    new_base: float | None = (
+        None  #: the base to use; when not given, the lower bound for the target
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.new_base is not None:
+            require_number("new_base", self.new_base, above=1)
+
+    def chosen_base(self, geometry: RotaryGeometry) -> float:
+        """`new_base`, or the lower bound for factor × L, never below the checkpoint's own base."""
+        if self.new_base is not None:
+            return float(self.new_base)
+        target = round(self.factor * geometry.original_max_position_embeddings)
+        return max(geometry.base, lower_base_bound(geometry.dim, target))
+
+    def rotary(self, geometry: RotaryGeometry, length: Tensor | None = None) -> RotaryFrequencies:
+        return RotaryFrequencies(inverse_frequencies(geometry.dim, self.chosen_base(geometry)))
+
+    def native(self, geometry: RotaryGeometry) -> dict[str, Any]:
+        return {"rope_type": "default", "rope_theta": self.chosen_base(geometry)}

@@ -1,0 +1,58 @@
+"""Pure position maths on tensors. Angles in radians, lengths in tokens, everything in float64."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def inverse_frequencies(dim: int, base: float | Tensor) -> Tensor:
+    """θ_i = base^(−2i/dim), the radians that pair i turns per token (arXiv 2104.09864, §3.2.2).
+
+    `base` may carry leading dimensions: (…, 1) → (…, dim/2); a number gives (dim/2,).
+    """
+    exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+    if isinstance(base, Tensor):
+        exponents = exponents.to(base.device)
+    # The reciprocal of a positive power, not a negative power: the two differ in the last bit.
+    return 1.0 / base**exponents
+
+
+def turns(inv_freq: Tensor, length: float) -> Tensor:
+    """Full rotations that each pair makes over `length` tokens (YaRN, eq. 17). (dim/2,) → (dim/2,)"""
+    return length * inv_freq / (2 * math.pi)
+
+
+def pair_with_turns(rotations: float, *, dim: int, base: float, length: float) -> float:
+    """The (fractional) pair index that makes `rotations` turns over `length` tokens.
+
+    Solves `turns(inv_freq, length) == rotations` for the index; the authors' code of YaRN calls it
+    the correction dimension.
+    """
+    return dim * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+
+def linear_ramp(values: Tensor, low: float, high: float) -> Tensor:
+    """0 up to `low`, 1 from `high` on, straight in between. Same shape as `values`."""
+    return ((values - low) / (high - low)).clamp(0.0, 1.0)
+
+
+def blend(kept: Tensor, interpolated: Tensor, keep: Tensor) -> Tensor:
+    """`kept` where `keep` is 1, `interpolated` where it is 0. Broadcasts."""
+    return interpolated * (1.0 - keep) + kept * keep
+
+
+def ntk_base(base: float, alpha: float | Tensor, dim: int) -> float | Tensor:
+    """The base whose first pair is unchanged and whose last pair turns `alpha` times slower.
+
+    b·α^(d/(d−2)), "NTK-aware scaled RoPE" (bloc97, 2023). `alpha` may be a tensor of any shape.
+    """
+    return base * alpha ** (dim / (dim - 2))
+
+
+def rotary_coherence(inv_freq: Tensor, distances: Tensor) -> Tensor:
+    """Σ_i cos(D·θ_i): how much more a similar than a random key is attended to at distance D.
+
+    arXiv 2405.14591, eq. 9. (dim/2,), (n,) → (n,)
+    """
+    return torch.cos(distances[:, None].double() * inv_freq).sum(-1)
