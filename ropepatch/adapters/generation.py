@@ -1,0 +1,85 @@
+"""`generate` for length-dependent methods: one scale for the whole request.
+
+Cached keys keep the rotation with which they were written, so the frequencies of a row must not change while
+it grows. They are taken from the longest that the row can become: its prompt plus the new tokens.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from ropepatch.attention.lengths import request_lengths
+
+
+class FixedScaleGenerate:
+    """Stands in for `model.generate`, on this one model."""
+
+    def __init__(self, model: PreTrainedModel, rotary_modules: Sequence[nn.Module]) -> None:
+        self.model = model
+        self.rotary_modules = rotary_modules
+
+    def __call__(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The stock `generate`, with every row's frequencies fixed from the start."""
+        lengths = self.request(inputs, generation_config, kwargs)
+        with contextlib.ExitStack() as stack:
+            for rotary in self.rotary_modules:
+                stack.enter_context(request_lengths(rotary, lengths))
+            stock = type(self.model).generate  # type: ignore[attr-defined]
+            return stock(self.model, inputs, generation_config, **kwargs)
+
+    def request(
+        self,
+        inputs: Tensor | None,
+        generation_config: GenerationConfig | None,
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        """Tokens that each row has at most when the request ends. (batch,)"""
+        prompt = inputs
+        for name in ("input_ids", "inputs_embeds"):
+            prompt = kwargs.get(name) if prompt is None else prompt
+        if prompt is None:  # generation from the beginning-of-sequence token
+            prompt = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+        config, _ = self.model._prepare_generation_config(  # type: ignore[operator]
+            generation_config, **kwargs
+        )
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            mask = self._mask_by_padding(prompt, config)
+        return mask.long().sum(-1) + self._new_tokens(prompt, generation_config, config, kwargs)
+
+    def _new_tokens(
+        self,
+        prompt: Tensor,
+        given: GenerationConfig | None,
+        config: GenerationConfig,
+        kwargs: dict[str, Any],
+    ) -> int:
+        if config.max_new_tokens is not None:
+            return int(config.max_new_tokens)
+        explicit = (
+            kwargs.get("max_length"),
+            getattr(given, "max_length", None),
+            self.model.generation_config.max_length,
+        )
+        if any(length is not None for length in explicit):
+            return max(int(config.max_length) - prompt.shape[1], 0)
+        return int(config.max_length)  # a default counts new tokens
+
+    @staticmethod
+    def _mask_by_padding(prompt: Tensor, config: GenerationConfig) -> Tensor:
+        """What `generate` takes as the mask when it is given none: padding is told from text by id."""
+        everything = torch.ones(prompt.shape[:2], dtype=torch.long, device=prompt.device)
+        pad, eos = config.pad_token_id, config.eos_token_id
+        ends = eos if isinstance(eos, list) else [eos]
+        if pad is None or pad in ends or prompt.dim() != 2:
+            return everything
+        return everything * prompt.ne(pad)

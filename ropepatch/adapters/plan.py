@@ -1,0 +1,146 @@
+"""From a model and a method to the list of changes that a patch makes."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ropepatch.adapters.generation import FixedScaleGenerate
+from ropepatch.adapters.pretrained import text_config, text_configs
+from ropepatch.adapters.rope_config import native_parameters, scaling_attributes
+from ropepatch.adapters.rotary import (
+    RotaryModule,
+    chosen_layer_types,
+    find_rotary_modules,
+    original_length,
+    require_unscaled,
+    unscaled,
+)
+from ropepatch.attention.lengths import AnnounceCallLengths
+from ropepatch.attention.rotary import ScaledRotary
+from ropepatch.errors import NothingPatchedError
+from ropepatch.methods import Method
+from ropepatch.surgery import AttributeChange, Change, PreHookChange
+
+MANIFEST = "ropepatch"  #: the config's key under which a patch is described
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a patch will change, decided before anything is changed."""
+
+    method: Method
+    original_max_position_embeddings: int
+    max_position_embeddings: int
+    layer_types: tuple[str, ...] | None
+    sites: tuple[str, ...]
+    changes: list[Change]
+
+
+def plan_rotary(
+    model: PreTrainedModel,
+    method_for: Callable[[int], Method],
+    *,
+    original_max_position_embeddings: int | None = None,
+    replace: bool = False,
+    layer_types: Sequence[str] | None = None,
+) -> Plan:
+    """Plan the scaling of all rotary modules; `method_for` makes the method for a trained length.
+
+    Raises UnsupportedModelError, AlreadyScaledError, MethodOptionError or LengthError.
+    """
+    stock = find_rotary_modules(model)
+    config = text_config(model)
+    if not replace:
+        require_unscaled(config)
+    length = original_max_position_embeddings or original_length(config)
+    method = method_for(length)
+    plain = [unscaled(model, module, config) for module in stock]
+    scaled = chosen_layer_types(plain, layer_types)
+    if not scaled:
+        raise NothingPatchedError(
+            f"{type(model).__name__} has rotary layer types"
+            f" {[name for module in plain for name in module.layer_types]}, none of full attention;"
+            " name those to scale with layer_types="
+        )
+    replacements = [module.replacement(config, method, length, scaled) for module in plain]
+    native = {
+        layer_type: native_parameters(
+            config, module.module, layer_type, method, replacement.sites[layer_type].geometry
+        )
+        for module, replacement in zip(plain, replacements, strict=True)
+        for layer_type in module.layer_types
+        if layer_type in scaled
+    }
+    plan = Plan(
+        method=method,
+        original_max_position_embeddings=length,
+        max_position_embeddings=round(method.factor * length),
+        layer_types=tuple(sorted(name for name in scaled if name is not None)) or None,
+        sites=tuple(module.path for module in plain),
+        changes=[
+            AttributeChange(module.parent, module.attribute, replacement)
+            for module, replacement in zip(plain, replacements, strict=True)
+        ],
+    )
+    plan.changes.extend(
+        change for each in text_configs(model) for change in config_changes(each, native, plan)
+    )
+    plan.changes.extend(generation_changes(model, config, plan))
+    if method.length_dependent:
+        plan.changes.extend(length_changes(model, plain, replacements))
+    return plan
+
+
+def config_changes(
+    config: PreTrainedConfig, native: dict[str | None, dict[str, Any]], plan: Plan
+) -> list[Change]:
+    """The config says what is live, how to load it, and what it was."""
+    after = scaling_attributes(config, native)
+    after["max_position_embeddings"] = plan.max_position_embeddings
+    unpatched = {name: copy.deepcopy(getattr(config, name)) for name in after}
+    after[MANIFEST] = manifest(plan) | {"unpatched": unpatched}
+    return [AttributeChange(config, name, value) for name, value in after.items()]
+
+
+def manifest(plan: Plan) -> dict[str, Any]:
+    """The patch as plain JSON."""
+    options = {"factor": plan.method.factor, **plan.method.options()}
+    return {
+        "version": MANIFEST_VERSION,
+        "mechanism": "rotary",
+        "method": plan.method.name,
+        "options": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in options.items()
+        },
+        "original_max_position_embeddings": plan.original_max_position_embeddings,
+        "max_position_embeddings": plan.max_position_embeddings,
+        "layer_types": None if plan.layer_types is None else list(plan.layer_types),
+    }
+
+
+def generation_changes(
+    model: PreTrainedModel, config: PreTrainedConfig, plan: Plan
+) -> list[Change]:
+    """A generation config that ends at the old limit ends at the new one."""
+    generation = getattr(model, "generation_config", None)
+    if generation is None or generation.max_length != config.max_position_embeddings:
+        return []
+    return [AttributeChange(generation, "max_length", plan.max_position_embeddings)]
+
+
+def length_changes(
+    model: PreTrainedModel, modules: list[RotaryModule], replacements: list[ScaledRotary]
+) -> list[Change]:
+    """Row lengths reach the rotary modules from forward calls and from `generate`."""
+    changes: list[Change] = [
+        PreHookChange(module.parent, AnnounceCallLengths(replacement))
+        for module, replacement in zip(modules, replacements, strict=True)
+    ]
+    if model.can_generate():
+        changes.append(AttributeChange(model, "generate", FixedScaleGenerate(model, replacements)))
+    return changes

@@ -1,0 +1,66 @@
+"""Finding the transformers model inside wrappers, its text decoder, and the configs that describe it."""
+
+import importlib.metadata
+
+from torch import nn
+
+from ropepatch.errors import UnsupportedModelError
+
+_MAJOR = int(importlib.metadata.version("transformers").split(".")[0])
+if _MAJOR < 5:
+    raise ImportError(
+        f"ropepatch needs transformers 5, found {importlib.metadata.version('transformers')};"
+        " pip install 'transformers>=5,<6'"
+    )
+
+from transformers import PreTrainedConfig, PreTrainedModel  # noqa: E402
+
+
+def pretrained_model(model: nn.Module) -> PreTrainedModel:
+    """The outermost transformers model inside PEFT, DDP or torch.compile wrappers.
+
+    Raises UnsupportedModelError when there is none.
+    """
+    if isinstance(model, nn.Module):
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                return module
+    raise UnsupportedModelError(
+        f"{type(model).__name__} holds no transformers model; pass what from_pretrained returned"
+    )
+
+
+def text_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """The config of the text decoder: the model's own, or the nested one of a multimodal model."""
+    return model.config.get_text_config(decoder=True)
+
+
+def text_configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """Every config object in `model` that describes the text decoder, each once.
+
+    Multimodal models copy the nested config into the language model, so there can be two.
+    """
+    kind = type(text_config(model))
+    found: dict[int, PreTrainedConfig] = {id(text_config(model)): text_config(model)}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if type(config) is kind:
+            found[id(config)] = config
+    return list(found.values())
+
+
+def text_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Modules of the text decoder by name: those whose nearest transformers model has the text config.
+
+    Vision and audio towers are transformers models with configs of their own, and stay out.
+    """
+    kind = type(text_config(model))
+    owners: dict[str, PreTrainedModel] = {}
+    for name, module in model.named_modules():  # parents come first
+        parent = name.rpartition(".")[0]
+        owners[name] = module if isinstance(module, PreTrainedModel) else owners[parent]
+    return {
+        name: model.get_submodule(name)
+        for name, owner in owners.items()
+        if type(owner.config) is kind
+    }

@@ -1,0 +1,247 @@
+"""Rotary modules: found by structure, understood by probing, never by a list of model names.
+
+transformers builds cos and sin in one module per decoder, which holds `inv_freq` buffers and a `rope_type`.
+Models with several layer types hold one `{layer_type}_inv_freq` buffer each and take the type as an argument.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ropepatch.adapters.pretrained import text_config, text_modules
+from ropepatch.attention.rotary import LAYOUTS, Layout, RotarySite, ScaledRotary
+from ropepatch.errors import AlreadyScaledError, LengthError, UnsupportedModelError
+from ropepatch.methods import Method, RotaryGeometry
+
+DEFAULT_LAYER_TYPE = "full_attention"  # sliding-window layers never see beyond their window
+
+
+@dataclass
+class RotaryModule:
+    """A stock rotary module: who holds it under which name, and how it arranges its channels."""
+
+    path: str
+    parent: nn.Module
+    attribute: str
+    module: nn.Module
+    layer_types: tuple[str | None, ...]
+    layout: Layout
+
+    def replacement(
+        self, config: PreTrainedConfig, method: Method, length: int, scaled: set[str | None]
+    ) -> ScaledRotary:
+        """The patched module, in which only the layer types `scaled` are."""
+        sites = []
+        for layer_type in self.layer_types:
+            geometry = read_geometry(config, self, layer_type, length)
+            site = RotarySite.plan(layer_type, geometry, method if layer_type in scaled else None)
+            site.to(frequency_buffer(self.module, layer_type).device)
+            sites.append(site)
+        return ScaledRotary(self.module, self.layout, sites).train(self.module.training)
+
+
+def prefixed(name: str, layer_type: str | None) -> str:
+    """The stock module's name of an attribute that it keeps for each layer type."""
+    return name if layer_type is None else f"{layer_type}_{name}"
+
+
+def frequency_buffer(module: nn.Module, layer_type: str | None) -> Tensor:
+    """The stock frequencies of one layer type. (dim/2,)"""
+    buffer: Tensor = module.get_buffer(
+        "inv_freq" if layer_type is None else f"{layer_type}_inv_freq"
+    )
+    return buffer
+
+
+def rope_types(config: PreTrainedConfig) -> dict[str | None, str]:
+    """The config's `rope_type` for every layer type that rotates; None stands for all layers."""
+    parameters = config.rope_parameters or {}
+    nested = {name: value for name, value in parameters.items() if isinstance(value, dict)}
+    if not nested:
+        return {None: parameters.get("rope_type", "default")}
+    return {name: value.get("rope_type", "default") for name, value in nested.items()}
+
+
+def parameters_of(config: PreTrainedConfig, layer_type: str | None) -> dict[str, Any]:
+    """The `rope_parameters` that hold for one layer type."""
+    parameters: dict[str, Any] = config.rope_parameters
+    return parameters if layer_type is None else parameters[layer_type]
+
+
+def find_rotary_modules(model: PreTrainedModel) -> list[RotaryModule]:
+    """Every rotary module of the text decoder.
+
+    Raises UnsupportedModelError, saying what was found, unless each of them is understood.
+    """
+    modules = text_modules(model)
+    found = [
+        understand(name, modules[name.rpartition(".")[0]], module)
+        for name, module in modules.items()
+        if any(buffer.endswith("inv_freq") for buffer, _ in module.named_buffers(recurse=False))
+    ]
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} (model_type {text_config(model).model_type!r}) has no rotary"
+            f" module; {what_it_has(modules)}. ropepatch scales modules that hold `inv_freq`"
+        )
+    return found
+
+
+def what_it_has(modules: dict[str, nn.Module]) -> str:
+    """What else encodes positions, as far as names tell, for an error message."""
+    hints = [
+        name
+        for name in modules
+        if any(
+            sign in name.rpartition(".")[2]
+            for sign in ("wpe", "position", "relative_attention_bias", "embed_pos", "alibi")
+        )
+    ]
+    return (
+        f"found {', '.join(hints[:3])}" if hints else "found no module named after positions either"
+    )
+
+
+def understand(path: str, parent: nn.Module, module: nn.Module) -> RotaryModule:
+    """Read a rotary module's layer types and probe its layout."""
+    buffers = [name for name, _ in module.named_buffers(recurse=False)]
+    frequencies = [
+        name for name in buffers if name.endswith("inv_freq") and "original_" not in name
+    ]
+    layer_types = tuple(
+        None if name == "inv_freq" else name.removesuffix("_inv_freq") for name in frequencies
+    )
+    where = f"{type(module).__name__} at {path!r}"
+    if not hasattr(module, "rope_type") or (None in layer_types and len(layer_types) > 1):
+        raise UnsupportedModelError(
+            f"{where} is not understood: buffers {', '.join(buffers)}, rope_type"
+            f" {getattr(module, 'rope_type', 'missing')!r}; nothing was patched"
+        )
+    if any(buffer.is_meta for buffer in module.buffers()):
+        raise UnsupportedModelError(
+            f"{where} is on the meta device and has no values; load the weights, then patch"
+        )
+    layouts = {probe_layout(where, module, layer_type) for layer_type in layer_types}
+    return RotaryModule(
+        path, parent, path.rpartition(".")[2], module, layer_types, layout=layouts.pop()
+    )
+
+
+@torch.no_grad()
+def probe_layout(where: str, module: nn.Module, layer_type: str | None) -> Layout:
+    """How the module spreads angles over channels, from what it answers to a few positions."""
+    inv_freq = frequency_buffer(module, layer_type).float()
+    position_ids = torch.tensor([[0, 1, 2, 7, 64]], device=inv_freq.device)
+    arguments = () if layer_type is None else (layer_type,)
+    factor = getattr(module, prefixed("attention_scaling", layer_type), 1.0)
+    x = torch.zeros(1, 5, 1, device=inv_freq.device)
+    try:
+        answer = module(x, position_ids, *arguments)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{where} does not take (x, position_ids of shape (batch, n)): {error}; nothing was patched"
+        ) from error
+    angles = position_ids[..., None] * inv_freq
+    for layout, spread in LAYOUTS.items():
+        expected = (spread(angles.cos()) * factor, spread(angles.sin()) * factor)
+        if (
+            isinstance(answer, tuple)
+            and len(answer) == 2
+            and all(
+                got.shape == want.shape
+                and got.dtype == want.dtype
+                and torch.allclose(got, want, atol=1e-4)
+                for got, want in zip(answer, expected, strict=True)
+            )
+        ):
+            return layout
+    shapes = [tuple(part.shape) for part in answer] if isinstance(answer, tuple) else answer.shape
+    raise UnsupportedModelError(
+        f"{where} returns something else than cos and sin of position × inv_freq:"
+        f" {type(answer).__name__} {shapes} for 5 positions and {len(inv_freq)} pairs;"
+        " nothing was patched"
+    )
+
+
+def unscaled(model: PreTrainedModel, found: RotaryModule, config: PreTrainedConfig) -> RotaryModule:
+    """The module without the config's own scaling: itself, or rebuilt by transformers."""
+    if all(kind == "default" for kind in rope_types(config).values()):
+        return found
+    if any(parameters_of(config, name).get("mscale_all_dim") for name in found.layer_types):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has mscale_all_dim built into its softmax scale;"
+            " its scaling cannot be replaced"
+        )
+    plain = copy.deepcopy(config)
+    for name in found.layer_types:
+        parameters = parameters_of(plain, name)
+        for key in set(parameters) - {"rope_theta", "partial_rotary_factor"}:
+            del parameters[key]
+        parameters["rope_type"] = "default"
+    device = frequency_buffer(found.module, found.layer_types[0]).device
+    rebuilt = type(found.module)(plain).to(device)
+    return understand(found.path, found.parent, rebuilt)
+
+
+def original_length(config: PreTrainedConfig) -> int:
+    """Tokens that the checkpoint was trained to, as its config tells. Raises LengthError if it cannot."""
+    scaled = [name for name, kind in rope_types(config).items() if kind != "default"]
+    if not scaled:
+        return int(config.max_position_embeddings)
+    length = parameters_of(config, scaled[0]).get("original_max_position_embeddings")
+    if length is None:
+        raise LengthError(
+            f"the config scales its positions ({rope_types(config)[scaled[0]]!r}) but does not say"
+            " from which length; give original_max_position_embeddings="
+        )
+    return int(length)
+
+
+def require_unscaled(config: PreTrainedConfig) -> None:
+    """Raise AlreadyScaledError when the config scales its positions by itself."""
+    scaled = {name: kind for name, kind in rope_types(config).items() if kind != "default"}
+    if scaled:
+        kinds = ", ".join(sorted(set(scaled.values())))
+        raise AlreadyScaledError(
+            f"this checkpoint's config already scales its positions (rope_type {kinds});"
+            " pass replace=True to put the new method in its place"
+        )
+
+
+def read_geometry(
+    config: PreTrainedConfig, found: RotaryModule, layer_type: str | None, length: int
+) -> RotaryGeometry:
+    """What the method is told. Raises UnsupportedModelError when frequencies are not base^(−2i/dim)."""
+    inv_freq = frequency_buffer(found.module, layer_type)
+    geometry = RotaryGeometry(
+        dim=2 * inv_freq.numel(),
+        base=float(parameters_of(config, layer_type)["rope_theta"]),
+        original_max_position_embeddings=length,
+    )
+    # A cast to bfloat16 leaves 8 bits; the exact values come from the config.
+    tolerance = 1e-5 if inv_freq.dtype in (torch.float32, torch.float64) else 1e-2
+    if not torch.allclose(inv_freq.double().cpu(), geometry.inv_freq, rtol=tolerance, atol=0):
+        raise UnsupportedModelError(
+            f"the frequencies at {found.path!r} are not {geometry.base:g}^(-2i/{geometry.dim}) as the"
+            " config says; nothing was patched"
+        )
+    return geometry
+
+
+def chosen_layer_types(found: list[RotaryModule], asked: Sequence[str] | None) -> set[str | None]:
+    """Which layer types are scaled: the full-attention ones unless others are asked for."""
+    present = {name for module in found for name in module.layer_types}
+    if asked is None:
+        return present if len(present) == 1 else present & {None, DEFAULT_LAYER_TYPE}
+    unknown = set(asked) - present
+    if unknown:
+        have = ", ".join(sorted(str(name) for name in present if name)) or "one for all layers"
+        raise LengthError(
+            f"layer_types has {sorted(unknown)}, but the model's rotary types are: {have}"
+        )
+    return set(asked)

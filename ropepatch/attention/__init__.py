@@ -1,0 +1,1 @@
+"""What runs inside a patched model. Knows tensors and methods, not transformers."""

@@ -1,0 +1,74 @@
+"""How many tokens each row of a batch has, told to a rotary module by the call that knows.
+
+A rotary module sees positions only, and under padding the largest position of a row is not its length. So
+whoever sees the attention mask announces the lengths. They live in context variables: threads and coroutines
+that share a model do not see each other's.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Lengths = dict[int, Tensor | None]  # id of the rotary module → (batch,)
+
+_REQUEST: ContextVar[Lengths | None] = ContextVar("ropepatch_request_lengths", default=None)
+_CALL: ContextVar[Lengths | None] = ContextVar("ropepatch_call_lengths", default=None)
+
+
+@contextmanager
+def request_lengths(rotary: nn.Module, lengths: Tensor) -> Iterator[None]:
+    """Within the body, the rows that reach `rotary` count as `lengths` tokens long. (batch,)"""
+    token = _REQUEST.set({**(_REQUEST.get() or {}), id(rotary): lengths})
+    try:
+        yield
+    finally:
+        _REQUEST.reset(token)
+
+
+def row_lengths(rotary: nn.Module, position_ids: Tensor) -> Tensor:
+    """Tokens in each row: of the whole request, of this call, or by the largest position.
+
+    (positions, n) → (batch,). Lengths for fewer rows than there are repeat row by row, as beams do.
+    """
+    for announced in (_REQUEST.get(), _CALL.get()):
+        lengths = (announced or {}).get(id(rotary))
+        if lengths is not None:
+            repeats = max(position_ids.shape[0] // lengths.shape[0], 1)
+            return lengths.to(position_ids.device).repeat_interleave(repeats)
+    return position_ids.amax(-1) + 1
+
+
+class AnnounceCallLengths:
+    """Forward pre-hook of a decoder: tells its rotary module the row lengths of the call."""
+
+    def __init__(self, rotary: nn.Module) -> None:
+        self.rotary = rotary
+
+    def __call__(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments = kwargs
+        if args:
+            arguments = inspect.signature(decoder.forward).bind_partial(*args, **kwargs).arguments
+        # Set anew by every call, so that no call sees the lengths of another.
+        _CALL.set({**(_CALL.get() or {}), id(self.rotary): call_lengths(arguments)})
+
+
+def call_lengths(arguments: dict[str, Any]) -> Tensor | None:
+    """Tokens in each row of one forward call, cached ones included. (batch,) or None: see positions.
+
+    A 2-D mask covers cached and new tokens. Without one, all rows are as long as cache and input.
+    """
+    mask = arguments.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return mask.long().sum(-1).clamp(min=1)
+    inputs = arguments.get("input_ids")
+    inputs = arguments.get("inputs_embeds") if inputs is None else inputs
+    if arguments.get("position_ids") is not None or not isinstance(inputs, Tensor):
+        return None
+    cache = arguments.get("past_key_values")
+    cached = 0 if cache is None else cache.get_seq_length()
+    return torch.full((inputs.shape[0],), inputs.shape[1], device=inputs.device) + cached

@@ -1,0 +1,152 @@
+"""The rotary module that a patch puts in place of the stock one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ropepatch.attention.lengths import row_lengths
+from ropepatch.methods.base import Method, RotaryFrequencies, RotaryGeometry
+
+Layout = Literal["halves", "interleaved", "pairs"]
+
+# How a family repeats the dim/2 angles over the channels that it rotates.
+LAYOUTS: dict[Layout, Callable[[Tensor], Tensor]] = {
+    "halves": lambda angles: torch.cat(
+        (angles, angles), dim=-1
+    ),  # Llama, NeoX: pair (i, i + dim/2)
+    "interleaved": lambda angles: angles.repeat_interleave(2, dim=-1),  # Cohere: pair (2i, 2i + 1)
+    "pairs": lambda angles: angles,  # GPT-OSS expands them itself
+}
+
+
+@dataclass
+class RotarySite:
+    """One set of frequencies in a rotary module: the only one, or that of one layer type."""
+
+    layer_type: str | None
+    geometry: RotaryGeometry
+    method: Method | None  #: None leaves the site as the checkpoint has it
+    inv_freq: Tensor  #: unscaled float64 (dim/2,); not a buffer, so that no dtype cast reaches it
+    frequencies: RotaryFrequencies | None  #: what a static method made; None: unscaled or per row
+
+    @classmethod
+    def plan(
+        cls, layer_type: str | None, geometry: RotaryGeometry, method: Method | None
+    ) -> "RotarySite":
+        """Evaluate a static method once. Raises MethodOptionError when it cannot take the geometry."""
+        inv_freq, frequencies = geometry.inv_freq, None
+        if method is not None:
+            frequencies = method.rotary(geometry)
+            if method.length_dependent or not is_scaled(frequencies, inv_freq).any():
+                frequencies = None
+            else:
+                # A number and not a tensor, so that no device has to hold it.
+                factor = float(frequencies.attention_factor)
+                frequencies = RotaryFrequencies(frequencies.inv_freq, factor)
+        return cls(layer_type, geometry, method, inv_freq, frequencies)
+
+    @property
+    def per_row(self) -> bool:
+        """Whether every row gets frequencies by its own length."""
+        return self.method is not None and self.method.length_dependent
+
+    def to(self, device: torch.device) -> None:
+        """Move, never cast: float64 is what keeps angles exact."""
+        if device.type in ("mps", "meta"):  # no float64 there; angles are then made on the host
+            return
+        self.inv_freq = self.inv_freq.to(device)
+        if self.frequencies is not None:
+            self.frequencies = RotaryFrequencies(
+                self.frequencies.inv_freq.to(device), self.frequencies.attention_factor
+            )
+
+
+def is_scaled(frequencies: RotaryFrequencies, inv_freq: Tensor) -> Tensor:
+    """Whether frequencies of shape (…, dim/2) differ from the checkpoint's own. → (…)"""
+    moved = ((frequencies.inv_freq - inv_freq).abs() > 1e-12 * inv_freq).any(-1)
+    factor = torch.as_tensor(frequencies.attention_factor, device=moved.device)
+    return moved | (factor != 1.0)
+
+
+class ScaledRotary(nn.Module):
+    """Scaled cos and sin from `position_ids`, in the layout of the stock module that it wraps.
+
+    Angles are products of whole positions and float64 frequencies; only cos and sin are cast. Whatever is
+    unscaled (factor 1, short rows of length-dependent methods, layer types left alone) is computed by
+    the stock module, so that it is bit-identical.
+    """
+
+    def __init__(self, stock: nn.Module, layout: Layout, sites: list[RotarySite]) -> None:
+        super().__init__()
+        self.stock = stock
+        self.layout: Layout = layout
+        self.sites = {site.layer_type: site for site in sites}
+
+    @torch.no_grad()
+    def forward(
+        self, x: Tensor, position_ids: Tensor, layer_type: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """cos and sin in the dtype of `x`, both (batch, n, channels) for (batch, n) positions."""
+        site = self.sites.get(layer_type)
+        if site is None or not (site.per_row or site.frequencies):
+            return self._unscaled(x, position_ids, layer_type)
+        if site.frequencies is not None:
+            return self._rotation(x, position_ids, site.frequencies)
+        return self._per_row(x, position_ids, site)
+
+    def _per_row(self, x: Tensor, position_ids: Tensor, site: RotarySite) -> tuple[Tensor, Tensor]:
+        assert site.method is not None
+        lengths = row_lengths(self, position_ids)
+        position_ids = position_ids.expand(lengths.shape[0], -1)
+        frequencies = site.method.rotary(site.geometry, lengths)
+        scaled = is_scaled(frequencies, site.inv_freq.to(lengths.device))[:, None, None]
+        per_row = RotaryFrequencies(
+            frequencies.inv_freq[:, None, :],
+            torch.as_tensor(frequencies.attention_factor).expand(lengths.shape)[:, None, None],
+        )
+        stock = self._unscaled(x, position_ids, site.layer_type)
+        ours = self._rotation(x, position_ids, per_row)
+        return torch.where(scaled, ours[0], stock[0]), torch.where(scaled, ours[1], stock[1])
+
+    def _rotation(
+        self, x: Tensor, position_ids: Tensor, frequencies: RotaryFrequencies
+    ) -> tuple[Tensor, Tensor]:
+        positions = position_ids
+        if position_ids.device.type == "mps":
+            positions = position_ids.cpu()
+        angles = positions[..., None].double() * frequencies.inv_freq.to(positions.device)
+        spread = LAYOUTS[self.layout]
+        cos = spread(angles.cos() * frequencies.attention_factor)
+        sin = spread(angles.sin() * frequencies.attention_factor)
+        return cos.to(x.device, x.dtype), sin.to(x.device, x.dtype)
+
+    def _unscaled(
+        self, x: Tensor, position_ids: Tensor, layer_type: str | None
+    ) -> tuple[Tensor, Tensor]:
+        arguments = () if layer_type is None else (layer_type,)
+        cos, sin = self.stock(x, position_ids, *arguments)
+        return cos, sin
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ScaledRotary":
+        # `.to(dtype)`, `.half()` and `.bfloat16()` come through here. They may move the frequencies, of the
+        # stock module too, but not round them: in bfloat16 an angle is off by 40 rad at position 32768.
+        device = fn(torch.empty(0, device=self._device())).device
+        if device.type != "meta":
+            self.stock._apply(lambda tensor: tensor.to(device), recurse)
+            for site in self.sites.values():
+                site.to(device)
+        return self
+
+    def _device(self) -> torch.device:
+        return next(self.stock.buffers()).device
+
+    def extra_repr(self) -> str:
+        """Method and frequencies of each site, for `print(model)`."""
+        return ", ".join(
+            f"{'' if site.layer_type is None else site.layer_type + ': '}{site.method}"
+            for site in self.sites.values()
+            if site.method is not None
+        )

@@ -1,0 +1,125 @@
+"""The only code that mutates a model.
+
+What was done is kept as data on the model itself: references to the objects that were changed and the values
+before and after. deepcopy and pickle carry it along with the objects, so a copy is undone without touching
+the original.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+from torch import nn
+
+RECORD = "_ropepatch_record"
+
+
+class Absent(Enum):
+    """Stands for an attribute that an object does not have of its own. Survives pickle and deepcopy."""
+
+    ABSENT = "absent"
+
+
+ABSENT = Absent.ABSENT
+
+
+class Change(Protocol):
+    """One reversible step."""
+
+    def apply(self) -> None:
+        """Make the change."""
+
+    def revert(self) -> None:
+        """Put back what was there."""
+
+    def is_live(self) -> bool:
+        """Whether what was changed is still as the change left it."""
+
+
+def own_attribute(target: object, attribute: str) -> Any:
+    """The attribute that `target` itself holds (submodules included), else ABSENT."""
+    if isinstance(target, nn.Module) and attribute in target._modules:
+        return target._modules[attribute]
+    return vars(target).get(attribute, ABSENT)
+
+
+@dataclass
+class AttributeChange:
+    """An attribute of a module or config gets another value."""
+
+    target: Any
+    attribute: str
+    after: Any
+    before: Any = ABSENT
+
+    def apply(self) -> None:
+        self.before = own_attribute(self.target, self.attribute)
+        setattr(self.target, self.attribute, self.after)
+
+    def revert(self) -> None:
+        if self.before is ABSENT:
+            delattr(self.target, self.attribute)
+        else:
+            setattr(self.target, self.attribute, self.before)
+
+    def is_live(self) -> bool:
+        live = own_attribute(self.target, self.attribute)
+        return live is self.after or (not isinstance(live, nn.Module) and bool(live == self.after))
+
+
+@dataclass
+class PreHookChange:
+    """A forward pre-hook with keyword arguments is added to a module."""
+
+    target: nn.Module
+    hook: Callable[..., Any]
+
+    def apply(self) -> None:
+        self.target.register_forward_pre_hook(self.hook, with_kwargs=True)
+
+    def revert(self) -> None:
+        # By identity and not by handle: a handle does not follow the module through deepcopy.
+        for key, hook in list(self.target._forward_pre_hooks.items()):
+            if hook is self.hook:
+                del self.target._forward_pre_hooks[key]
+                self.target._forward_pre_hooks_with_kwargs.pop(key, None)
+
+    def is_live(self) -> bool:
+        return any(hook is self.hook for hook in self.target._forward_pre_hooks.values())
+
+
+@dataclass
+class PatchRecord:
+    """All changes of one patch, in the order in which they were made, and what they were made for."""
+
+    changes: Sequence[Change]
+    about: Any = None
+
+    def apply(self, model: nn.Module) -> None:
+        """Make all changes and leave the record on `model`, or change nothing and re-raise."""
+        done: list[Change] = []
+        try:
+            for change in self.changes:
+                change.apply()
+                done.append(change)
+        except BaseException:
+            for change in reversed(done):
+                change.revert()
+            raise
+        setattr(model, RECORD, self)
+
+    def revert(self, model: nn.Module) -> None:
+        """Undo all changes, last first, and take the record off `model`."""
+        for change in reversed(self.changes):
+            change.revert()
+        delattr(model, RECORD)
+
+
+def find_record(model: nn.Module) -> tuple[nn.Module, PatchRecord] | None:
+    """The submodule that carries a patch and its record, through wrappers such as PEFT's and DDP's."""
+    for module in model.modules():
+        record = vars(module).get(RECORD)
+        if isinstance(record, PatchRecord):
+            return module, record
+    return None
