@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from ropepatch.patch import patch_model as patch_model
     from ropepatch.patch import patched as patched
     from ropepatch.patch import unpatch_model as unpatch_model
-    from ropepatch.verify import Verification as Verification
-    from ropepatch.verify import verify as verify
+    from ropepatch.verification import Verification as Verification
+    from ropepatch.verification import verify as verify
 
 __version__ = "0.1.0"
 
@@ -26,7 +26,7 @@ _HOMES = {
     "Method": "methods",
     "PatchInfo": "patch",
     "RotaryFrequencies": "methods",
-    "Verification": "verify",
+    "Verification": "verification",
     "list_methods": "patch",
     "load_pretrained": "checkpoint",
     "make_method": "methods",
@@ -37,7 +37,7 @@ _HOMES = {
     "rotary_frequencies": "methods",
     "save_pretrained": "checkpoint",
     "unpatch_model": "patch",
-    "verify": "verify",
+    "verify": "verification",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -27,6 +27,8 @@ ABSENT = Absent.ABSENT
 class Change(Protocol):
     """One reversible step."""
 
+    target: Any  #: the object that is changed
+
     def apply(self) -> None:
         """Make the change."""
 

@@ -9,7 +9,7 @@ TRAINED_LENGTH = 32
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 96,
-    "hidden_size": 32,
+    "hidden_size": 64,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -28,11 +28,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2": {},
-    "qwen3": {"head_dim": 8},
-    "qwen3_moe": {"num_experts": 4, "head_dim": 8, **_EXPERTS},
-    "gemma": {"head_dim": 8},
-    "gemma2": {"head_dim": 8, **_TWO_TYPES},
-    "gemma3_text": {"head_dim": 8, **_TWO_TYPES},
+    "qwen3": {"head_dim": 16},
+    "qwen3_moe": {"num_experts": 4, "head_dim": 16, **_EXPERTS},
+    "gemma": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, **_TWO_TYPES},
+    "gemma3_text": {"head_dim": 16, **_TWO_TYPES},
     "phi": {},
     "phi3": {},
     "gpt_neox": {},
@@ -42,12 +42,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "starcoder2": {},
     "granite": {},
     "cohere": {},
-    "glm4": {"head_dim": 8},
+    "glm4": {"head_dim": 16},
     "smollm3": {"num_hidden_layers": 4, "no_rope_layer_interval": 2},
     "nemotron": {},
-    "helium": {"head_dim": 8},
+    "helium": {"head_dim": 16},
 }
 KINDS = list(SPECIAL)
+EAGER_ONLY = ("gemma2",)  # stock transformers has no SDPA for its soft-capped scores
 SLIDING_KINDS = ("gemma3_text", "olmo3")  # rotary frequencies differ by layer type
 
 
@@ -56,12 +57,13 @@ def tiny_config(kind: str, **changes: Any) -> Any:
     return AutoConfig.for_model(kind, **{**_COMMON, **SPECIAL.get(kind, {}), **changes})
 
 
-def tiny_model(kind: str, *, attention: str = "sdpa", seed: int = 0, **changes: Any) -> PreTrainedModel:
+def tiny_model(kind: str, *, attention: str | None = None, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """The model of `tiny_config`, in evaluation mode, the same for the same seed.
 
     Weights are larger than at usual initialisation, so that positions matter to the logits.
     """
     config = tiny_config(kind, **changes)
+    attention = attention or ("eager" if kind in EAGER_ONLY else "sdpa")
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():

@@ -21,11 +21,9 @@ from ropepatch.adapters.rotary import (
 from ropepatch.attention.lengths import AnnounceCallLengths
 from ropepatch.attention.rotary import ScaledRotary
 from ropepatch.errors import NothingPatchedError
+from ropepatch.manifest import CONFIG_KEY, Manifest
 from ropepatch.methods import Method
 from ropepatch.surgery import AttributeChange, Change, PreHookChange
-
-MANIFEST = "ropepatch"  #: the config's key under which a patch is described
-MANIFEST_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,16 @@ class Plan:
     layer_types: tuple[str, ...] | None
     sites: tuple[str, ...]
     changes: list[Change]
+
+    def manifest(self, unpatched: dict[str, Any]) -> Manifest:
+        """How to make the same patch again, and the config attributes before it."""
+        return Manifest.of(
+            self.method,
+            original_max_position_embeddings=self.original_max_position_embeddings,
+            max_position_embeddings=self.max_position_embeddings,
+            layer_types=None if self.layer_types is None else list(self.layer_types),
+            unpatched=unpatched,
+        )
 
 
 def plan_rotary(
@@ -102,25 +110,8 @@ def config_changes(
     after = scaling_attributes(config, native)
     after["max_position_embeddings"] = plan.max_position_embeddings
     unpatched = {name: copy.deepcopy(getattr(config, name)) for name in after}
-    after[MANIFEST] = manifest(plan) | {"unpatched": unpatched}
+    after[CONFIG_KEY] = plan.manifest(unpatched).to_json()
     return [AttributeChange(config, name, value) for name, value in after.items()]
-
-
-def manifest(plan: Plan) -> dict[str, Any]:
-    """The patch as plain JSON."""
-    options = {"factor": plan.method.factor, **plan.method.options()}
-    return {
-        "version": MANIFEST_VERSION,
-        "mechanism": "rotary",
-        "method": plan.method.name,
-        "options": {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in options.items()
-        },
-        "original_max_position_embeddings": plan.original_max_position_embeddings,
-        "max_position_embeddings": plan.max_position_embeddings,
-        "layer_types": None if plan.layer_types is None else list(plan.layer_types),
-    }
 
 
 def generation_changes(

@@ -28,8 +28,7 @@ def native_parameters(
     static vector. Length-dependent methods get a type that stock transformers refuses by name.
     """
     if method.length_dependent:
-        refused = f"{method.name} (load it with ropepatch.load_pretrained)"
-        return {"rope_type": refused, "rope_theta": geometry.base}
+        return refused_parameters(config, layer_type, method, geometry)
     frequencies = method.rotary(geometry)
     if not is_scaled(frequencies, geometry.inv_freq).any():
         return {"rope_type": "default", "rope_theta": geometry.base}
@@ -40,6 +39,17 @@ def native_parameters(
         f"transformers' {type(module).__name__} reproduces {method.name!r} neither by its own rope"
         " types nor as longrope; the patch could not be saved"
     )
+
+
+def refused_parameters(
+    config: PreTrainedConfig, layer_type: str | None, method: Method, geometry: RotaryGeometry
+) -> dict[str, Any]:
+    """Parameters that a config can be saved with, and with which no stock module can be built."""
+    notice = f"{method.name} (load it with ropepatch.load_pretrained)"
+    by_type = {"rope_type": notice, "rope_theta": geometry.base}
+    # Phi-3's config accepts known types only; there the base makes the stock arithmetic fail.
+    by_base = {"rope_type": "default", "rope_theta": notice}
+    return by_type if is_valid(trial_config(config, layer_type, by_type)) else by_base
 
 
 def as_longrope(
@@ -66,9 +76,9 @@ def reproduces(
     frequencies: RotaryFrequencies,
 ) -> bool:
     """Whether the stock rotary class, built from the candidate, makes these frequencies."""
-    trial = copy.deepcopy(config)
-    for attribute, value in scaling_attributes(trial, {layer_type: candidate}).items():
-        setattr(trial, attribute, value)
+    trial = trial_config(config, layer_type, candidate)
+    if not is_valid(trial):
+        return False
     built = type(module)(trial)
     made = frequency_buffer(built, layer_type).double()
     factor = float(getattr(built, prefixed("attention_scaling", layer_type)))
@@ -78,6 +88,25 @@ def reproduces(
         and torch.allclose(made, frequencies.inv_freq, rtol=1e-5, atol=1e-20)
         and abs(factor - float(frequencies.attention_factor)) < 1e-9
     )
+
+
+def trial_config(
+    config: PreTrainedConfig, layer_type: str | None, candidate: dict[str, Any]
+) -> PreTrainedConfig:
+    """A copy of `config` with other parameters for one layer type."""
+    trial = copy.deepcopy(config)
+    for attribute, value in scaling_attributes(trial, {layer_type: candidate}).items():
+        setattr(trial, attribute, value)
+    return trial
+
+
+def is_valid(config: PreTrainedConfig) -> bool:
+    """Whether transformers would save the config: some architectures accept few rope types."""
+    try:
+        config.validate()
+    except (ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def scaling_attributes(
@@ -90,7 +119,7 @@ def scaling_attributes(
     parameters = copy.deepcopy(dict(config.rope_parameters))
     attributes: dict[str, Any] = {}
     for layer_type, scaling in changed.items():
-        old = parameters_of(config, layer_type)
+        old = parameters_of(config.rope_parameters, layer_type)
         kept = {key: old[key] for key in ("partial_rotary_factor",) if key in old}
         if layer_type is None:
             parameters = kept | copy.deepcopy(scaling)
@@ -100,4 +129,7 @@ def scaling_attributes(
         if length is not None and hasattr(config, "original_max_position_embeddings"):
             # Phi-3's config overrides the entry in rope_parameters by this attribute.
             attributes["original_max_position_embeddings"] = length
+        if getattr(config, "head_dim", 0) is None:
+            # Mixtral's config leaves it out, and transformers' yarn and longrope then fail to compute.
+            attributes["head_dim"] = config.hidden_size // config.num_attention_heads
     return attributes | {"rope_parameters": parameters}

@@ -67,10 +67,9 @@ def rope_types(config: PreTrainedConfig) -> dict[str | None, str]:
     return {name: value.get("rope_type", "default") for name, value in nested.items()}
 
 
-def parameters_of(config: PreTrainedConfig, layer_type: str | None) -> dict[str, Any]:
-    """The `rope_parameters` that hold for one layer type."""
-    parameters: dict[str, Any] = config.rope_parameters
-    return parameters if layer_type is None else parameters[layer_type]
+def parameters_of(rope_parameters: dict[str, Any], layer_type: str | None) -> dict[str, Any]:
+    """The part of a config's `rope_parameters` that holds for one layer type."""
+    return rope_parameters if layer_type is None else rope_parameters[layer_type]
 
 
 def find_rotary_modules(model: PreTrainedModel) -> list[RotaryModule]:
@@ -172,14 +171,17 @@ def unscaled(model: PreTrainedModel, found: RotaryModule, config: PreTrainedConf
     """The module without the config's own scaling: itself, or rebuilt by transformers."""
     if all(kind == "default" for kind in rope_types(config).values()):
         return found
-    if any(parameters_of(config, name).get("mscale_all_dim") for name in found.layer_types):
+    if any(
+        parameters_of(config.rope_parameters, name).get("mscale_all_dim")
+        for name in found.layer_types
+    ):
         raise UnsupportedModelError(
             f"{type(model).__name__} has mscale_all_dim built into its softmax scale;"
             " its scaling cannot be replaced"
         )
     plain = copy.deepcopy(config)
     for name in found.layer_types:
-        parameters = parameters_of(plain, name)
+        parameters = parameters_of(plain.rope_parameters, name)
         for key in set(parameters) - {"rope_theta", "partial_rotary_factor"}:
             del parameters[key]
         parameters["rope_type"] = "default"
@@ -193,7 +195,9 @@ def original_length(config: PreTrainedConfig) -> int:
     scaled = [name for name, kind in rope_types(config).items() if kind != "default"]
     if not scaled:
         return int(config.max_position_embeddings)
-    length = parameters_of(config, scaled[0]).get("original_max_position_embeddings")
+    length = parameters_of(config.rope_parameters, scaled[0]).get(
+        "original_max_position_embeddings"
+    )
     if length is None:
         raise LengthError(
             f"the config scales its positions ({rope_types(config)[scaled[0]]!r}) but does not say"
@@ -213,16 +217,23 @@ def require_unscaled(config: PreTrainedConfig) -> None:
         )
 
 
+def stock_geometry(
+    found: RotaryModule, layer_type: str | None, rope_parameters: dict[str, Any], length: int
+) -> RotaryGeometry:
+    """The geometry of a stock module whose config has (or had) these `rope_parameters`."""
+    return RotaryGeometry(
+        dim=2 * frequency_buffer(found.module, layer_type).numel(),
+        base=float(parameters_of(rope_parameters, layer_type)["rope_theta"]),
+        original_max_position_embeddings=length,
+    )
+
+
 def read_geometry(
     config: PreTrainedConfig, found: RotaryModule, layer_type: str | None, length: int
 ) -> RotaryGeometry:
     """What the method is told. Raises UnsupportedModelError when frequencies are not base^(−2i/dim)."""
+    geometry = stock_geometry(found, layer_type, config.rope_parameters, length)
     inv_freq = frequency_buffer(found.module, layer_type)
-    geometry = RotaryGeometry(
-        dim=2 * inv_freq.numel(),
-        base=float(parameters_of(config, layer_type)["rope_theta"]),
-        original_max_position_embeddings=length,
-    )
     # A cast to bfloat16 leaves 8 bits; the exact values come from the config.
     tolerance = 1e-5 if inv_freq.dtype in (torch.float32, torch.float64) else 1e-2
     if not torch.allclose(inv_freq.double().cpu(), geometry.inv_freq, rtol=tolerance, atol=0):

@@ -133,14 +133,16 @@ class ScaledRotary(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ScaledRotary":
         # `.to(dtype)`, `.half()` and `.bfloat16()` come through here. They may move the frequencies, of the
         # stock module too, but not round them: in bfloat16 an angle is off by 40 rad at position 32768.
-        device = fn(torch.empty(0, device=self._device())).device
+        device = fn(torch.empty(0, device=self.device)).device
         if device.type != "meta":
             self.stock._apply(lambda tensor: tensor.to(device), recurse)
             for site in self.sites.values():
                 site.to(device)
         return self
 
-    def _device(self) -> torch.device:
+    @property
+    def device(self) -> torch.device:
+        """Where the frequencies are."""
         return next(self.stock.buffers()).device
 
     def extra_repr(self) -> str:

@@ -1,0 +1,267 @@
+"""Saving and loading patched models and adapters, so that no patch is ever lost without a word.
+
+A full checkpoint says all in its config: `rope_parameters` that plain transformers understands (or, for
+length-dependent methods, refuses), and the manifest beside them. An adapter has no config: its manifest
+lies in a sidecar, `ropepatch.json`.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from ropepatch.adapters.pretrained import pretrained_model, text_config
+from ropepatch.errors import AlreadyScaledError, BaseMismatchError, CheckpointError, SidecarError
+from ropepatch.manifest import CONFIG_KEY, Manifest
+from ropepatch.patch import patch_info, patch_model, unpatch_model
+from ropepatch.verification import require_intact, verify_native
+
+SIDECAR = "ropepatch.json"
+ADAPTER_CONFIG = "adapter_config.json"
+WEIGHTS = ("model*.safetensors*", "adapter_model*", "pytorch_model*")
+
+
+def save_pretrained(
+    model: nn.Module,
+    directory: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Path:
+    """Save a model or PEFT adapter with its patch, and return the directory. Atomic.
+
+    A static patch is written so that plain transformers gives the same logits; a length-dependent one so that
+    plain transformers refuses it. The tokenizer's `model_max_length` follows the new length. Raises
+    PatchVerificationError when the patch is not live, CheckpointError when the directory cannot be written;
+    what was there before is then still whole.
+    """
+    root = pretrained_model(model)
+    if patch_info(model) is not None:
+        require_intact(model)
+    with replaced_directory(Path(directory)) as written:
+        if hasattr(model, "peft_config"):
+            model.save_pretrained(written)  # type: ignore[operator]
+            write_sidecar(model, written)
+        else:
+            root.save_pretrained(written)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, written, text_config(root).max_position_embeddings)
+    return Path(directory)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path, length: int) -> None:
+    """Save a tokenizer that says how long its model's input may be, and leave the object as it is."""
+    before = tokenizer.model_max_length
+    tokenizer.model_max_length = length
+    try:
+        tokenizer.save_pretrained(directory)
+    finally:
+        tokenizer.model_max_length = before
+
+
+def write_sidecar(model: nn.Module, directory: Path) -> None:
+    """Write the manifest of the model's patch, or that there is none, beside an adapter."""
+    content = getattr(text_config(pretrained_model(model)), CONFIG_KEY, None)
+    manifest = (
+        Manifest(method=None) if content is None else Manifest.from_json(content, "the config")
+    )
+    text = json.dumps(manifest.to_json(), indent=2)
+    (directory / SIDECAR).write_text(text + "\n", encoding="utf-8")
+
+
+def read_sidecar(directory: Path) -> Manifest:
+    """The manifest beside an adapter. Raises SidecarError when it is missing or damaged."""
+    path = directory / SIDECAR
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SidecarError(
+            f"{directory} has no {SIDECAR}, so the patch that the adapter was trained on is unknown;"
+            " load it with peft if it was trained on an unpatched base"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise SidecarError(
+            f"{path} cannot be read ({error}); save the adapter again, or copy the file from the"
+            " checkpoint that it came from"
+        ) from error
+    return Manifest.from_json(content, str(path))
+
+
+@contextmanager
+def replaced_directory(directory: Path) -> Iterator[Path]:
+    """A fresh directory that takes the place of `directory` when the body ends well.
+
+    Files of the old directory that the body does not write are kept, weights excepted. Raises
+    CheckpointError for what the file system refuses.
+    """
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        if directory.exists() and not directory.is_dir():
+            raise NotADirectoryError(f"{directory} is a file")
+        with tempfile.TemporaryDirectory(
+            prefix=f".{directory.name}-", dir=directory.parent
+        ) as scratch:
+            written, old = Path(scratch, "new"), Path(scratch, "old")
+            written.mkdir()
+            yield written
+            if directory.exists():
+                keep_other_files(directory, written)
+                directory.rename(old)
+            try:
+                written.rename(directory)
+            except BaseException:
+                if old.exists():
+                    old.rename(directory)
+                raise
+    except CheckpointError:
+        raise
+    except (
+        OSError,
+        SafetensorError,
+    ) as error:  # a full disk is a SafetensorError while weights are written
+        raise CheckpointError(
+            f"could not save to {directory}: {error}; what was there before is unchanged"
+        ) from error
+
+
+def keep_other_files(old: Path, new: Path) -> None:
+    """Copy what only the old directory has, except weights, which belong to the old model."""
+    weights = {path for pattern in WEIGHTS for path in old.glob(pattern)}
+    for path in old.iterdir():
+        target = new / path.name
+        if target.exists() or path in weights:
+            continue
+        if path.is_dir():
+            shutil.copytree(path, target)
+        else:
+            shutil.copy2(path, target)
+
+
+def load_pretrained(
+    directory: str | Path, *, base_model: nn.Module | None = None, **kwargs: Any
+) -> nn.Module:
+    """The patched model or PeftModel that `save_pretrained` saved.
+
+    An adapter goes on `base_model`, or on the base that its own config names: an unpatched base is patched,
+    one with the same patch is taken as it is. Other keywords go to transformers' `from_pretrained`. Raises
+    CheckpointError for a directory that holds neither, SidecarError for a manifest that is missing, damaged
+    or edited, BaseMismatchError for a base with another patch.
+    """
+    directory = Path(directory)
+    if (directory / ADAPTER_CONFIG).is_file():
+        return load_adapter(directory, base_model, kwargs)
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(
+            f"{directory} holds neither a config.json nor an {ADAPTER_CONFIG}; give the directory that"
+            " save_pretrained wrote"
+        )
+    return load_model(directory, kwargs)
+
+
+def load_model(directory: Path, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """A full checkpoint, loaded unpatched and patched again."""
+    config = AutoConfig.from_pretrained(directory)
+    text = config.get_text_config(decoder=True)
+    content = getattr(text, CONFIG_KEY, None)
+    where = str(directory / "config.json")
+    if content is None:
+        raise SidecarError(
+            f"{where} names no ropepatch patch; load it with transformers' from_pretrained"
+        )
+    manifest = Manifest.from_json(content, where)
+    written = {name: getattr(text, name) for name in manifest.unpatched}
+    for name, value in manifest.unpatched.items():
+        setattr(text, name, value)
+    delattr(text, CONFIG_KEY)
+    model_class = getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM)
+    model = apply(manifest, model_class.from_pretrained(directory, config=config, **kwargs))
+    live = text_config(model)
+    edited = [name for name, value in written.items() if getattr(live, name) != value]
+    if edited:
+        raise SidecarError(
+            f"{', '.join(edited)} in {where} was edited after ropepatch wrote it and contradicts the"
+            f" manifest ({manifest.summary()}); undo the edit, or patch the base and save again"
+        )
+    return model
+
+
+def apply(manifest: Manifest, model: PreTrainedModel) -> PreTrainedModel:
+    """Patch a model as a manifest says. Its own scaling is replaced only if the manifest knew of it."""
+    config = text_config(model)
+    options = {name: value for name, value in manifest.options.items() if name != "factor"}
+    return patch_model(
+        model,
+        manifest.method or "",
+        manifest.options["factor"],
+        original_max_position_embeddings=manifest.original_max_position_embeddings,
+        layer_types=manifest.layer_types,
+        replace=config.rope_parameters == manifest.unpatched["rope_parameters"],
+        **options,
+    )
+
+
+def load_adapter(
+    directory: Path, base_model: nn.Module | None, kwargs: dict[str, Any]
+) -> nn.Module:
+    """A PEFT adapter on its base, patched as its sidecar says."""
+    from peft import PeftModel
+
+    manifest = read_sidecar(directory)
+    base = load_base(directory, kwargs) if base_model is None else base_model
+    patched_here = patch_base(base, manifest)
+    try:
+        return PeftModel.from_pretrained(base, directory)
+    except BaseException:
+        if patched_here:
+            unpatch_model(base)
+        raise
+
+
+def load_base(directory: Path, kwargs: dict[str, Any]) -> nn.Module:
+    """The base that an adapter's own config names, with its patch if it was saved with one."""
+    name = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8")).get(
+        "base_model_name_or_path"
+    )
+    if not name:
+        raise CheckpointError(
+            f"{directory / ADAPTER_CONFIG} does not name its base model; pass base_model="
+        )
+    config = AutoConfig.from_pretrained(name)
+    if hasattr(config.get_text_config(decoder=True), CONFIG_KEY):
+        return load_model(Path(name), kwargs)
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    return model
+
+
+def patch_base(base: nn.Module, manifest: Manifest) -> bool:
+    """Bring a base to the patch of a manifest; says whether it had to be patched.
+
+    Raises BaseMismatchError when the base carries another patch or scaling.
+    """
+    content = getattr(text_config(pretrained_model(base)), CONFIG_KEY, None)
+    if content is not None:
+        found = Manifest.from_json(content, "the base's config")
+        if not found.same_patch(manifest):
+            raise BaseMismatchError(
+                f"the adapter was trained on {manifest.summary()}, but its base has {found.summary()};"
+                " load it on an unpatched base"
+            )
+        if patch_info(base) is None:
+            verify_native(pretrained_model(base))
+        return False
+    if manifest.method is None:
+        return False
+    try:
+        apply(manifest, pretrained_model(base))
+    except AlreadyScaledError as error:
+        raise BaseMismatchError(
+            f"the adapter was trained on {manifest.summary()}, but its base's own config scales its"
+            " positions; load it on the base that it was trained on"
+        ) from error
+    return True

@@ -1,0 +1,84 @@
+"""A patch as plain JSON: what goes into a saved config and into the sidecar of an adapter."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ropepatch.errors import SidecarError
+from ropepatch.methods import Method, make_method
+
+CONFIG_KEY = "ropepatch"  #: the config attribute that holds a manifest
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything needed to make the same patch again."""
+
+    method: str | None  #: registry name; None says that nothing was patched
+    mechanism: str = "rotary"
+    options: dict[str, Any] = field(default_factory=dict)  #: every option, `factor` included
+    original_max_position_embeddings: int = 0  #: tokens that the checkpoint was trained to
+    max_position_embeddings: int = 0  #: tokens that the patched model is for
+    layer_types: list[str] | None = None  #: the layer types scaled; None: the model has one
+    unpatched: dict[str, Any] = field(
+        default_factory=dict
+    )  #: the config attributes before the patch
+
+    @classmethod
+    def of(cls, method: Method, **rest: Any) -> "Manifest":
+        """The manifest of a method; tuples become lists, as JSON has them."""
+        options = {"factor": method.factor, **method.options()}
+        plain = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in options.items()
+        }
+        return cls(method=method.name, options=plain, **rest)
+
+    def same_patch(self, other: "Manifest") -> bool:
+        """Whether both scale alike, whatever the configs were before."""
+        return {**asdict(self), "unpatched": None} == {**asdict(other), "unpatched": None}
+
+    def make(self) -> Method:
+        """The method with its options. Raises MethodError for what this version does not know."""
+        if self.method is None:
+            raise SidecarError("the manifest says that nothing was patched")
+        return make_method(self.method, **self.options)
+
+    def summary(self) -> str:
+        """In a message: "yarn, factor 4, from 256 tokens"."""
+        if self.method is None:
+            return "no patch"
+        length = self.original_max_position_embeddings
+        return f"{self.method}, factor {self.options['factor']:g}, from {length} tokens"
+
+    def to_json(self) -> dict[str, Any]:
+        """With a version and a digest that tells edits."""
+        content = {"version": VERSION, **asdict(self)}
+        return {**content, "digest": digest(content)}
+
+    @classmethod
+    def from_json(cls, content: object, where: str) -> "Manifest":
+        """Check and read. Raises SidecarError that names `where` the content came from."""
+        if not isinstance(content, dict) or "version" not in content:
+            raise SidecarError(f"{where} is no ropepatch manifest; save the model again")
+        if content["version"] != VERSION:
+            raise SidecarError(
+                f"{where} has manifest version {content['version']!r}, this ropepatch reads {VERSION};"
+                " use the version that wrote it"
+            )
+        rest = {key: value for key, value in content.items() if key != "digest"}
+        if content.get("digest") != digest(rest):
+            raise SidecarError(
+                f"{where} was edited or damaged after ropepatch wrote it; save the model again with"
+                " the patch that you want"
+            )
+        del rest["version"]
+        return cls(**rest)
+
+
+def digest(content: dict[str, Any]) -> str:
+    """A short fingerprint of JSON content, whatever the order of its keys."""
+    canonical = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,223 @@
+"""Proof that a patch is live: what should run is recomputed, compared with what runs, and probed."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ropepatch.adapters.pretrained import pretrained_model, text_config
+from ropepatch.adapters.rotary import (
+    find_rotary_modules,
+    frequency_buffer,
+    prefixed,
+    stock_geometry,
+)
+from ropepatch.attention.lengths import request_lengths
+from ropepatch.attention.rotary import RotarySite, ScaledRotary, is_scaled
+from ropepatch.errors import PatchVerificationError
+from ropepatch.manifest import CONFIG_KEY, Manifest
+from ropepatch.methods import RotaryFrequencies
+from ropepatch.surgery import AttributeChange, PatchRecord, find_record
+
+PROBE_TOKENS = 16
+AGAIN = "unpatch_model, then patch_model again"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found to hold."""
+
+    method: str
+    live: Literal[
+        "patched", "native"
+    ]  #: ropepatch's module runs, or transformers' own from the config
+    sites: int  #: sets of frequencies compared
+    frequency_error: float  #: largest relative difference to the recomputed frequencies
+    logit_change: (
+        float | None
+    )  #: largest change of a logit against unscaled positions; None: native
+
+
+def verify(model: nn.Module) -> Verification:
+    """Prove that the patch of `model` is live: frequencies, attention factor, config, and logits.
+
+    A patched checkpoint that plain transformers loaded passes when its own modules reproduce the patch.
+    Raises PatchVerificationError when there is no patch, or when a reload, a dtype cast, a replaced
+    submodule or an edited config has undone a part of it.
+    """
+    found = find_record(model)
+    if found is None:
+        return verify_native(pretrained_model(model))
+    record, sites, error = require_intact(model)
+    length = record.about.max_position_embeddings
+    change = logit_change(pretrained_model(model), length)
+    if change == 0.0 and any(scales_at(site, length) for site in sites):
+        raise PatchVerificationError(
+            f"{record.about.method!r} is in place, but the logits do not depend on it: something has"
+            f" replaced what uses it; {AGAIN}"
+        )
+    return Verification(record.about.method, "patched", len(sites), error, change)
+
+
+def require_intact(model: nn.Module) -> tuple[PatchRecord, list[RotarySite], float]:
+    """The record, the scaled sites and their largest error, without running the model.
+
+    Raises PatchVerificationError when something has overwritten a part of the patch.
+    """
+    found = find_record(model)
+    if found is None:
+        raise PatchVerificationError("no patch is live on the model")
+    root, record = found
+    require_live(record)
+    sites = [
+        site
+        for module in scaled_modules(root)
+        for site in module.sites.values()
+        if site.method is not None
+    ]
+    return record, sites, max(site_error(site) for site in sites)
+
+
+def scaled_modules(model: nn.Module) -> list[ScaledRotary]:
+    """The rotary modules that a patch has put in."""
+    return [module for module in model.modules() if isinstance(module, ScaledRotary)]
+
+
+def require_live(record: PatchRecord) -> None:
+    """Raise PatchVerificationError naming every change that something else has overwritten."""
+    lost = [
+        f"{type(change.target).__name__}.{change.attribute}"
+        if isinstance(change, AttributeChange)
+        else f"the forward hook of {type(change.target).__name__}"
+        for change in record.changes
+        if not change.is_live()
+    ]
+    if lost:
+        raise PatchVerificationError(
+            f"the patch {record.about.method!r} was overwritten at {', '.join(lost)}; {AGAIN}"
+        )
+
+
+def site_error(site: RotarySite) -> float:
+    """Largest relative error of the frequencies that a site holds; raises unless they are exact."""
+    assert site.method is not None
+    held, expected = site.inv_freq, site.geometry.inv_freq
+    factor = wanted = 1.0
+    if site.frequencies is not None:
+        made = site.method.rotary(site.geometry)
+        held, expected = site.frequencies.inv_freq, made.inv_freq
+        factor, wanted = float(site.frequencies.attention_factor), float(made.attention_factor)
+    error = relative_error(held, expected)
+    if held.dtype != torch.float64 or error > 1e-12 or factor != wanted:
+        raise PatchVerificationError(
+            f"the frequencies of {site.method.name!r} ({held.dtype}) are off by {error:.1e}, its attention"
+            f" factor by {abs(factor - wanted):.1e}; {AGAIN}"
+        )
+    return error
+
+
+def relative_error(held: Tensor, expected: Tensor) -> float:
+    """Largest |held − expected| / expected; for a pair that stands still, the difference itself."""
+    held, expected = held.double().cpu(), expected.double().cpu()
+    scale = torch.where(expected > 0, expected, torch.ones_like(expected))
+    return float(((held - expected).abs() / scale).max())
+
+
+def scales_at(site: RotarySite, length: int) -> bool:
+    """Whether a row of `length` tokens gets other angles than the unpatched model's."""
+    assert site.method is not None
+    made = site.method.rotary(site.geometry, torch.tensor(length))
+    return bool(is_scaled(made, site.geometry.inv_freq).any())
+
+
+def verify_native(model: PreTrainedModel) -> Verification:
+    """Check a patch that transformers itself applies, from the config that ropepatch saved."""
+    config = text_config(model)
+    content = getattr(config, CONFIG_KEY, None)
+    if content is None:
+        raise PatchVerificationError(
+            f"no patch is live on this {type(model).__name__}, and its config names none; if it was"
+            " patched before it was saved, ropepatch.save_pretrained and load_pretrained keep the patch"
+        )
+    manifest = Manifest.from_json(content, "the config")
+    method = manifest.make()
+    errors = []
+    for module in find_rotary_modules(model):
+        for name in module.layer_types:
+            if manifest.layer_types is not None and name not in manifest.layer_types:
+                continue
+            before = manifest.unpatched["rope_parameters"]
+            length = manifest.original_max_position_embeddings
+            geometry = stock_geometry(module, name, before, length)
+            expected = method.rotary(geometry)
+            held = frequency_buffer(module.module, name)
+            errors.append(native_error(module.module, name, held, expected, manifest))
+    return Verification(method.name, "native", len(errors), max(errors), None)
+
+
+def native_error(
+    module: nn.Module,
+    layer_type: str | None,
+    held: Tensor,
+    expected: RotaryFrequencies,
+    manifest: Manifest,
+) -> float:
+    """Relative error of a stock module's frequencies; raises when it is more than float32's rounding."""
+    error = relative_error(held, expected.inv_freq)
+    factor = float(getattr(module, prefixed("attention_scaling", layer_type)))
+    wanted = float(expected.attention_factor)
+    if error > 2e-6 or abs(factor - wanted) > 1e-6:
+        raise PatchVerificationError(
+            f"the config says {manifest.summary()}, but the live frequencies ({held.dtype}) are off by"
+            f" {error:.1e} and the attention factor by {abs(factor - wanted):.1e}; load with"
+            " ropepatch.load_pretrained, which keeps the patch through casts"
+        )
+    return error
+
+
+@torch.no_grad()
+def logit_change(model: PreTrainedModel, length: int) -> float:
+    """Largest change of a logit between scaled and unscaled positions, spread over `length` tokens."""
+    modules = scaled_modules(model)
+    device = modules[0].device
+    count = min(PROBE_TOKENS, length)
+    ids = (torch.arange(count, device=device) % text_config(model).vocab_size)[None]
+    inputs = {
+        "input_ids": ids,
+        "position_ids": torch.linspace(0, length - 1, count, device=device).long()[None],
+        # Without a mask transformers takes jumps of the positions for document borders.
+        "attention_mask": torch.ones_like(ids),
+        "use_cache": False,
+    }
+    with evaluation_mode(model), ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(request_lengths(module, torch.tensor([length], device=device)))
+        scaled = model(**inputs)[0]
+        for module in modules:
+            handle = module.register_forward_hook(unscaled_output, with_kwargs=True)
+            stack.callback(handle.remove)
+        unscaled = model(**inputs)[0]
+    return float((scaled - unscaled).abs().max())
+
+
+def unscaled_output(
+    module: ScaledRotary, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+) -> object:
+    """Forward hook: answer with what the stock module would."""
+    return module.stock(*args, **kwargs)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout within the body; every module's own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
