@@ -1,0 +1,122 @@
+"""The questions that a reader came with, each answered by a number, its interval and one word."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ropepatch.errors import DataError
+from ropepatch.evals.evaluation import Comparison, Evaluation, compare
+from ropepatch.evals.statistics import Interval
+
+Verdict = Literal["yes", "no", "unclear", "not measured"]
+
+#: Nats per token that a longer context may cost within the trained length.
+PRICE_TOLERANCE = 0.03
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that holds or does not, such as a reloaded model giving the same logits."""
+
+    question: str
+    passed: bool | None  #: None: not run
+    detail: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A question and its answer."""
+
+    question: str
+    verdict: Verdict
+    interval: Interval | None
+    unit: str  #: "nats per token" or "of prompts"
+    detail: str  #: what the number is
+
+
+def headline(stages: Sequence[Evaluation], checks: Sequence[Check] = ()) -> list[Claim]:
+    """The questions answered for the last stage, against the first where it takes two."""
+    if not stages:
+        raise DataError("a report needs at least one evaluated stage")
+    first, last = stages[0], stages[-1]
+    length = extended_length(stages)
+    claims = [_context_helps(last, length)]
+    if len(stages) > 1:
+        claims.append(_short_context_kept(compare(first, last), last))
+    claims.append(_retrieves(last, length))
+    return claims + [_checked(check) for check in checks]
+
+
+def extended_length(stages: Sequence[Evaluation]) -> int:
+    """The length that the last patched stage is made for, or the longest that was measured."""
+    made_for = [stage.extended_length for stage in stages if stage.extended_length is not None]
+    return made_for[-1] if made_for else stages[-1].lengths[-1]
+
+
+def multiple(stage: Evaluation, length: int) -> str:
+    """A length in units of the trained one: "4×"."""
+    return f"{length / stage.trained_length:.3g}×"
+
+
+def _context_helps(stage: Evaluation, length: int) -> Claim:
+    gain = stage.context_gain(length)
+    return Claim(
+        question=f"Does a longer context help, up to {length} tokens?",
+        verdict=_below(gain, 0.0),
+        interval=gain,
+        unit="nats per token",
+        detail=(
+            f"loss of the same tokens in windows of {length} minus {stage.reference_length} "
+            f"tokens, {stage.label}; below 0 is better"
+        ),
+    )
+
+
+def _short_context_kept(comparison: Comparison, stage: Evaluation) -> Claim:
+    return Claim(
+        question=f"Is the loss within the trained {stage.trained_length} tokens kept?",
+        verdict=_below(comparison.within_trained, PRICE_TOLERANCE),
+        interval=comparison.within_trained,
+        unit="nats per token",
+        detail=(
+            f"loss of tokens within {stage.trained_length}, {comparison.after} minus "
+            f"{comparison.before}; kept means less than {PRICE_TOLERANCE} more"
+        ),
+    )
+
+
+def _retrieves(stage: Evaluation, length: int) -> Claim:
+    accuracy = stage.accuracy(length)
+    question = f"Is a value found again in {length} tokens?"
+    if accuracy is None:
+        reason = stage.configuration.get("no_retrieval") or f"no prompts of {length} tokens"
+        return Claim(question, "not measured", None, "of prompts", str(reason))
+    chance = stage.retrieval[length].chance
+    verdict: Verdict = "yes" if accuracy.low > chance else "no"
+    if accuracy.low <= chance <= accuracy.high:
+        verdict = "unclear"
+    within = stage.accuracy(stage.reference_length)
+    near = f", {within.value:.3f} in {stage.reference_length} tokens" if within else ""
+    return Claim(
+        question=question,
+        verdict=verdict,
+        interval=accuracy,
+        unit="of prompts",
+        detail=f"right answers, {stage.label}; chance is {chance:.3f}{near}",
+    )
+
+
+def _checked(check: Check) -> Claim:
+    verdict: Verdict = "not measured"
+    if check.passed is not None:
+        verdict = "yes" if check.passed else "no"
+    return Claim(check.question, verdict, None, "", check.detail)
+
+
+def _below(interval: Interval, bound: float) -> Verdict:
+    """Whether the whole interval lies below `bound`."""
+    if not interval.bounded:
+        return "unclear"
+    if interval.high < bound:
+        return "yes"
+    return "no" if interval.low > bound else "unclear"

@@ -1,0 +1,149 @@
+"""What one evaluation measured, and the paired difference of two."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ropepatch.errors import DataError
+from ropepatch.evals.retrieval import RetrievalScores
+from ropepatch.evals.statistics import Floats, Interval, bootstrap_mean, paired_difference, wilson
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+Bin = tuple[int, int]  #: tokens first … last + 1 of a window
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model at one stage. Raw losses and answers are kept, so that any two can be paired."""
+
+    label: str
+    lengths: tuple[int, ...]  #: tokens in a window, ascending
+    trained_length: int
+    edges: tuple[int, ...]  #: of the position bins
+    documents: NDArray[np.int64]  #: (windows,) document of each window, the unit of the bootstrap
+    target_losses: Mapping[int, NDArray[np.float32]]  #: by length, (windows, targets), in nats
+    position_losses: NDArray[np.float32]  #: (windows, longest − 1), see losses.py, in nats
+    retrieval: Mapping[int, RetrievalScores]  #: by length; a length without prompts is absent
+    protocol: str  #: equal for two evaluations that read the same tokens
+    configuration: Mapping[str, Json]
+    seed: int = 0
+
+    def target_loss(self, length: int) -> Interval:
+        """Loss of the fixed targets in a window of `length` tokens."""
+        return bootstrap_mean(self.target_means(length), self.documents, seed=self.seed)
+
+    def context_gain(self, length: int) -> Interval:
+        """Loss of the same targets at `length` minus that at the trained length (nearest below)."""
+        short, long = self.target_means(self.reference_length), self.target_means(length)
+        return paired_difference(short, long, self.documents, seed=self.seed)
+
+    @property
+    def reference_length(self) -> int:
+        """The longest measured length within the trained one, or the shortest of all."""
+        within = [length for length in self.lengths if length <= self.trained_length]
+        return max(within, default=min(self.lengths))
+
+    @property
+    def extended_length(self) -> int | None:
+        """The longest measured length that the active patch is made for."""
+        patch = self.configuration.get("patch")
+        target = patch.get("max_position_embeddings") if isinstance(patch, dict) else None
+        fitting = [n for n in self.lengths if isinstance(target, int | float) and n <= target]
+        return max(fitting, default=None)
+
+    @property
+    def bins(self) -> tuple[Bin, ...]:
+        return tuple(pairwise(self.edges))
+
+    def bin_loss(self, positions: Bin) -> Interval:
+        """Loss of the tokens at `positions` of all windows."""
+        return bootstrap_mean(self.bin_means(positions), self.documents, seed=self.seed)
+
+    def bin_means(self, positions: Bin) -> Floats:
+        """Mean loss of the tokens at `positions`, (windows,)."""
+        first, end = positions
+        return _row_means(self.position_losses[:, first - 1 : end - 1])
+
+    def accuracy(self, length: int) -> Interval | None:
+        """Share of right answers, or None where nothing was asked."""
+        scores = self.retrieval.get(length)
+        return None if scores is None else wilson(int(scores.correct.sum()), len(scores.correct))
+
+    def far_accuracy(self, length: int) -> Interval | None:
+        """The same over keys further from their query than the trained length."""
+        scores = self.retrieval.get(length)
+        if scores is None or not (far := scores.distance >= self.trained_length).any():
+            return None
+        return wilson(int(scores.correct[far].sum()), int(far.sum()))
+
+    @property
+    def chance(self) -> float | None:
+        return max((scores.chance for scores in self.retrieval.values()), default=None)
+
+    def target_means(self, length: int) -> Floats:
+        """Mean loss of the fixed targets in a window of `length` tokens, (windows,)."""
+        return _row_means(self.target_losses[length])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """After minus before, paired by window and by prompt."""
+
+    before: str
+    after: str
+    target_losses: Mapping[int, Interval]  #: by length, in nats per token
+    bin_losses: Mapping[Bin, Interval]  #: by position bin, in nats per token
+    within_trained: Interval  #: all tokens within the trained length, in nats per token
+    accuracies: Mapping[int, Interval]  #: by length; a length without prompts is absent
+
+
+def compare(before: Evaluation, after: Evaluation) -> Comparison:
+    """Paired differences. Raises DataError unless both evaluations read the same tokens."""
+    if before.protocol != after.protocol:
+        raise DataError(
+            f"{before.label!r} and {after.label!r} were not measured on the same windows and "
+            f"prompts (protocol {before.protocol} and {after.protocol}); "
+            f"evaluate both with the same documents, lengths, counts and seed"
+        )
+
+    def difference(first: Floats, second: Floats) -> Interval:
+        return paired_difference(first, second, before.documents, seed=before.seed)
+
+    trained = (1, min(before.trained_length, before.edges[-1]))
+    return Comparison(
+        before=before.label,
+        after=after.label,
+        target_losses={
+            length: difference(before.target_means(length), after.target_means(length))
+            for length in before.lengths
+        },
+        bin_losses={b: difference(before.bin_means(b), after.bin_means(b)) for b in before.bins},
+        within_trained=difference(before.bin_means(trained), after.bin_means(trained)),
+        accuracies={
+            length: _accuracy_difference(scores, after.retrieval[length], before.seed)
+            for length, scores in before.retrieval.items()
+        },
+    )
+
+
+def _row_means(losses: NDArray[np.float32]) -> Floats:
+    means: Floats = losses.mean(axis=1, dtype=np.float64)
+    return means
+
+
+def _accuracy_difference(before: RetrievalScores, after: RetrievalScores, seed: int) -> Interval:
+    prompts = np.arange(len(before.correct))
+    first, second = before.correct.astype(np.float64), after.correct.astype(np.float64)
+    return paired_difference(first, second, prompts, seed=seed)
+
+
+def interval_json(interval: Interval | None) -> Json:
+    """Numbers as JSON; None for what was not measured, null for an end that is not known."""
+    if interval is None:
+        return None
+    ends = {"value": interval.value, "low": interval.low, "high": interval.high}
+    return {name: number if math.isfinite(number) else None for name, number in ends.items()}

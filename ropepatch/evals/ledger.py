@@ -1,0 +1,94 @@
+"""What was run, written down so that it can be run again: protocol, patch, versions."""
+
+from dataclasses import dataclass
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+import ropepatch
+from ropepatch.errors import ConfigError
+from ropepatch.evals.evaluation import Json
+from ropepatch.evals.windows import Windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What is measured. Two evaluations of one protocol on the same documents can be paired."""
+
+    lengths: tuple[int, ...]  #: tokens in a window, ascending
+    trained_length: int  #: tokens that the checkpoint was trained to
+    targets: int = 64  #: tokens at the end of each window that are scored at every length
+    windows: int = 50
+    prompts: int = 64  #: retrieval prompts per length, 0 for none
+    pairs: int = 8  #: key–value pairs in a retrieval prompt
+    bos: bool = False  #: whether windows and prompts start with BOS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.lengths or tuple(sorted(set(self.lengths))) != self.lengths:
+            raise ConfigError(f"lengths={self.lengths} must be distinct and ascending")
+        if self.targets < 1 or self.lengths[0] <= self.targets:
+            raise ConfigError(
+                f"a window of {self.lengths[0]} tokens has no context left for "
+                f"targets={self.targets}; use longer windows or fewer targets"
+            )
+        if self.windows < 1 or self.prompts < 0 or self.trained_length < 2:
+            raise ConfigError(
+                f"windows={self.windows}, prompts={self.prompts} and "
+                f"trained_length={self.trained_length} must be at least 1, 0 and 2"
+            )
+
+
+def active_patch(model: PreTrainedModel) -> tuple[Json, bool]:
+    """The patch on the model as JSON, and whether its frequencies depend on the length."""
+    # Imported here so that statistics and reports work without the patching side of the package.
+    from ropepatch import make_method, patch_info
+
+    info = patch_info(model)
+    if info is None:
+        return None, False
+    method = make_method(info.method, **info.options)
+    patch: Json = {
+        "method": info.method,
+        "options": {name: _plain(value) for name, value in info.options.items()},
+        "original_max_position_embeddings": info.original_max_position_embeddings,
+        "max_position_embeddings": info.max_position_embeddings,
+    }
+    return patch, method.length_dependent
+
+
+def _plain(value: object) -> Json:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, bool | int | float | str | None) else repr(value)
+
+
+def protocol_settings(protocol: Protocol, windows: Windows) -> dict[str, Json]:
+    return {
+        "lengths": list(protocol.lengths),
+        "trained_length": protocol.trained_length,
+        "targets": protocol.targets,
+        "windows": len(windows.documents),
+        "documents": list(windows.names),
+        "documents_too_short": list(windows.too_short),
+        "prompts": protocol.prompts,
+        "pairs": protocol.pairs,
+        "bos": protocol.bos,
+        "seed": protocol.seed,
+    }
+
+
+def model_settings(model: PreTrainedModel) -> dict[str, Json]:
+    """The parts of a model and of its surroundings that can change a number."""
+    return {
+        "model_type": str(model.config.model_type),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "attention": str(getattr(model.config, "_attn_implementation", None)),
+        "versions": {
+            "ropepatch": ropepatch.__version__,
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+        },
+    }

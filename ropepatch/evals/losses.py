@@ -1,0 +1,129 @@
+"""Loss of single tokens, in nats: from one forward pass, with the head in chunks.
+
+Tokens are named by their index in the window: token t is predicted from t tokens of context, and
+column t − 1 of a loss array holds it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ropepatch.evals.windows import Windows
+
+#: Large enough to fill the cores, small enough that activations stay in the cache.
+TOKENS_PER_BATCH = 4096
+#: Logits of 1024 tokens at a vocabulary of 128,000 are 0.5 GB in float32.
+TOKENS_PER_CHUNK = 1024
+#: Mean difference in nats up to which a pass over a prefix counts as the same.
+ONE_PASS_TOLERANCE = 1e-3
+
+Tick = Callable[[int, int], None]  #: told (sequences, length) after each batch
+
+
+def no_tick(sequences: int, length: int) -> None:
+    """For callers that show no progress."""
+
+
+def plain_head(model: PreTrainedModel) -> nn.Module | None:
+    """The module that alone turns the decoder's states into logits, or None if there is none.
+
+    Found by trying: some models cap or scale logits after it, and then whole logits are needed.
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    if decoder is None or decoder is model or head is None:
+        return None
+    probe = torch.arange(8, device=model.device)[None]
+    with torch.no_grad():
+        states = decoder(input_ids=probe, use_cache=False).last_hidden_state
+        same = torch.equal(head(states), model(input_ids=probe, use_cache=False).logits)
+    return head if same else None
+
+
+def token_losses(
+    model: PreTrainedModel, input_ids: Tensor, *, keep: int | None = None, head: nn.Module | None
+) -> Tensor:
+    """Float32 losses of the last `keep` tokens (all but the first if None), (batch, keep).
+
+    `head` is what plain_head found; with it, logits exist for one chunk of tokens at a time.
+    """
+    input_ids = input_ids.to(model.device)
+    keep = input_ids.shape[1] - 1 if keep is None else keep
+    labels = input_ids[:, -keep:].reshape(-1)
+    if head is None:
+        logits = model(input_ids=input_ids, use_cache=False).logits[:, -keep - 1 : -1]
+        parts: Iterator[Tensor] = iter(logits.flatten(0, 1).split(TOKENS_PER_CHUNK))
+    else:
+        decoder = model.get_decoder()
+        states = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+        states = states[:, -keep - 1 : -1].flatten(0, 1)
+        parts = (head(chunk) for chunk in states.split(TOKENS_PER_CHUNK))
+    losses = [
+        F.cross_entropy(logits.float(), chunk, reduction="none")
+        for logits, chunk in zip(parts, labels.split(TOKENS_PER_CHUNK), strict=True)
+    ]
+    return torch.cat(losses).view(len(input_ids), keep).cpu()
+
+
+def batched_losses(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    *,
+    keep: int | None = None,
+    head: nn.Module | None,
+    tick: Tick = no_tick,
+) -> Tensor:
+    """token_losses of many sequences (sequences, keep), a few at a time."""
+    length = input_ids.shape[1]
+    losses = []
+    for batch in input_ids.split(max(1, TOKENS_PER_BATCH // length)):
+        # Not inference_mode: a module that caches what it computes here may be trained afterwards.
+        with torch.no_grad():
+            losses.append(token_losses(model, batch, keep=keep, head=head))
+        tick(len(batch), length)
+    return torch.cat(losses)
+
+
+def bin_edges(lengths: Sequence[int]) -> tuple[int, ...]:
+    """Edges of the position bins: the lengths, and powers of two from 16 below the shortest."""
+    below = [2**power for power in range(4, 32) if 2**power < min(lengths)]
+    return (1, *below, *sorted(lengths))
+
+
+def one_pass_is_exact(
+    model: PreTrainedModel, windows: Windows, longest: int, *, head: nn.Module | None
+) -> bool:
+    """Whether tokens of a prefix have the same loss when more tokens follow it.
+
+    It fails for methods that change their frequencies with the sequence's length.
+    """
+    window = windows.prefix(longest)[:1]
+    with torch.no_grad():
+        whole = token_losses(model, window, head=head)[:, : longest // 2 - 1]
+        alone = token_losses(model, window[:, : longest // 2], head=head)
+    return float((whole - alone).abs().mean()) < ONE_PASS_TOLERANCE
+
+
+def position_losses(
+    model: PreTrainedModel,
+    windows: Windows,
+    edges: Sequence[int],
+    *,
+    one_pass: bool,
+    head: nn.Module | None,
+    tick: Tick = no_tick,
+) -> Tensor:
+    """Loss of every token of every window, (windows, longest − 1).
+
+    Without `one_pass`, each bin is read from a run that ends where the bin ends.
+    """
+    if one_pass:
+        return batched_losses(model, windows.prefix(edges[-1]), head=head, tick=tick)
+    parts = [
+        batched_losses(model, windows.prefix(end), keep=end - start, head=head, tick=tick)
+        for start, end in pairwise(edges)
+    ]
+    return torch.cat(parts, dim=1)

@@ -1,0 +1,232 @@
+"""report.json with every number, and report.html: one file, no network, any screen."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ropepatch.errors import CheckpointError, ConfigError
+from ropepatch.evals.claims import Check, Claim, extended_length, headline, multiple
+from ropepatch.evals.evaluation import Comparison, Evaluation, Json, interval_json
+from ropepatch.evals.statistics import CONFIDENCE, Interval
+from ropepatch.evals.wording import MISSING, show_number, show_range
+
+SCHEMA = 1  #: of report.json; rises when a reader of the old one would go wrong
+
+
+@dataclass(frozen=True)
+class _Cell:
+    value: str
+    ends: str
+
+
+@dataclass(frozen=True)
+class _Table:
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[_Cell, ...]], ...]
+
+
+def write_report(
+    stages: Sequence[Evaluation],
+    comparisons: Sequence[Comparison],
+    directory: Path,
+    *,
+    title: str,
+    notes: Sequence[str] = (),
+    checks: Sequence[Check] = (),
+) -> Path:
+    """Write report.json and report.html into `directory`; the page's path.
+
+    Each file is whole or as it was before. Raises CheckpointError when the directory takes no files.
+    """
+    numbers = report_json(stages, comparisons, title=title, notes=notes, checks=checks)
+    page = _render(stages, comparisons, title=title, notes=notes, checks=checks)
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _replace(directory / "report.json", json.dumps(numbers, indent=2, allow_nan=False) + "\n")
+        _replace(directory / "report.html", page)
+    except OSError as error:
+        raise CheckpointError(
+            f"the report cannot be written to {directory} ({error.strerror}); "
+            f"name a directory that can be written and has room"
+        ) from error
+    return directory / "report.html"
+
+
+def report_json(
+    stages: Sequence[Evaluation],
+    comparisons: Sequence[Comparison],
+    *,
+    title: str,
+    notes: Sequence[str] = (),
+    checks: Sequence[Check] = (),
+) -> dict[str, Json]:
+    """Every number of the report with its interval, and the configuration of every stage."""
+    return {
+        "schema": SCHEMA,
+        "title": title,
+        "confidence": CONFIDENCE,
+        "trained_length": stages[0].trained_length,
+        "extended_length": extended_length(stages),
+        "claims": [_claim_json(claim) for claim in headline(stages, checks)],
+        "stages": [_stage_json(stage) for stage in stages],
+        "comparisons": [_comparison_json(comparison) for comparison in comparisons],
+        "checks": [asdict(check) for check in checks],
+        "notes": list(notes),
+    }
+
+
+def _claim_json(claim: Claim) -> dict[str, Json]:
+    return {
+        "question": claim.question,
+        "verdict": claim.verdict,
+        "number": interval_json(claim.interval),
+        "unit": claim.unit,
+        "detail": claim.detail,
+    }
+
+
+def _stage_json(stage: Evaluation) -> dict[str, Json]:
+    return {
+        "label": stage.label,
+        "protocol": stage.protocol,
+        "configuration": dict(stage.configuration),
+        "fixed_target_loss": [
+            {
+                "length": length,
+                "loss": interval_json(stage.target_loss(length)),
+                "context_gain": interval_json(stage.context_gain(length)),
+            }
+            for length in stage.lengths
+        ],
+        "loss_by_position": [
+            {"from": first, "to": end, "loss": interval_json(stage.bin_loss((first, end)))}
+            for first, end in stage.bins
+        ],
+        "retrieval": [_retrieval_json(stage, length) for length in stage.lengths],
+    }
+
+
+def _retrieval_json(stage: Evaluation, length: int) -> Json:
+    scores = stage.retrieval.get(length)
+    return {
+        "length": length,
+        "accuracy": interval_json(stage.accuracy(length)),
+        "accuracy_beyond_trained_length": interval_json(stage.far_accuracy(length)),
+        "prompts": None if scores is None else len(scores.correct),
+        "correct": None if scores is None else int(scores.correct.sum()),
+        "chance": None if scores is None else scores.chance,
+    }
+
+
+def _comparison_json(comparison: Comparison) -> dict[str, Json]:
+    return {
+        "before": comparison.before,
+        "after": comparison.after,
+        "within_trained_length": interval_json(comparison.within_trained),
+        "fixed_target_loss": [
+            {"length": length, "difference": interval_json(difference)}
+            for length, difference in comparison.target_losses.items()
+        ],
+        "loss_by_position": [
+            {"from": first, "to": end, "difference": interval_json(difference)}
+            for (first, end), difference in comparison.bin_losses.items()
+        ],
+        "retrieval": [
+            {"length": length, "difference": interval_json(difference)}
+            for length, difference in comparison.accuracies.items()
+        ],
+    }
+
+
+def _render(
+    stages: Sequence[Evaluation],
+    comparisons: Sequence[Comparison],
+    *,
+    title: str,
+    notes: Sequence[str],
+    checks: Sequence[Check],
+) -> str:
+    try:
+        # Only the page needs them; evaluating and comparing work without.
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+
+        from ropepatch.evals.charts import draw_charts
+    except ImportError as error:
+        raise ConfigError(
+            f"the report needs {error.name}, which is not installed; "
+            f"run pip install 'ropepatch[eval]'"
+        ) from error
+    environment = Environment(
+        loader=PackageLoader("ropepatch.evals"), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        stages=stages,
+        claims=[
+            (claim, _cell(claim.interval, signed="nats" in claim.unit))
+            for claim in headline(stages, checks)
+        ],
+        charts=draw_charts(stages),
+        tables=_tables(stages, comparisons),
+        notes=notes,
+        configuration=json.dumps([dict(stage.configuration) for stage in stages], indent=2),
+    )
+
+
+def _tables(stages: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> list[_Table]:
+    labels = tuple(stage.label for stage in stages)
+    first = stages[0]
+    rows = [(length, f"{length} ({multiple(first, length)})") for length in first.lengths]
+    losses = [(name, tuple(_cell(s.target_loss(n)) for s in stages)) for n, name in rows]
+    gains = [
+        (name, tuple(_cell(s.context_gain(n), signed=True) for s in stages)) for n, name in rows
+    ]
+    found = [(name, tuple(_cell(s.accuracy(n)) for s in stages)) for n, name in rows]
+    bins = [
+        (f"{start}–{end - 1}", tuple(_cell(s.bin_loss((start, end))) for s in stages))
+        for start, end in first.bins
+    ]
+    chance = MISSING if first.chance is None else f"{first.chance:.3f}"
+    return [
+        _Table("Loss of the same tokens, nats per token", labels, tuple(losses)),
+        _Table(f"Minus the loss in {first.reference_length} tokens", labels, tuple(gains)),
+        _Table(f"Retrieval, share of right answers (chance {chance})", labels, tuple(found)),
+        _Table("Loss by position, nats per token", labels, tuple(bins)),
+        *(_comparison_table(comparison) for comparison in comparisons),
+    ]
+
+
+def _comparison_table(comparison: Comparison) -> _Table:
+    rows = tuple(
+        (
+            str(length),
+            (_cell(loss, signed=True), _cell(comparison.accuracies.get(length), signed=True)),
+        )
+        for length, loss in comparison.target_losses.items()
+    )
+    title = f"{comparison.after} minus {comparison.before}, paired"
+    return _Table(title, ("loss, nats per token", "retrieval, share"), rows)
+
+
+def _cell(interval: Interval | None, *, signed: bool = False) -> _Cell:
+    if interval is None:
+        return _Cell(MISSING, "")
+    return _Cell(show_number(interval.value, signed=signed), show_range(interval, signed=signed))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside `path`, then rename: a full disk or a crash leaves the old file whole."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

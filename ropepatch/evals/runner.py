@@ -1,0 +1,213 @@
+"""One evaluation: which passes are run, and what is read off each."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ropepatch.corpus import Document, RetrievalVocabulary
+from ropepatch.errors import DataError
+from ropepatch.evals.evaluation import Evaluation, Json
+from ropepatch.evals.ledger import Protocol, active_patch, model_settings, protocol_settings
+from ropepatch.evals.losses import (
+    Tick,
+    batched_losses,
+    bin_edges,
+    one_pass_is_exact,
+    plain_head,
+    position_losses,
+)
+from ropepatch.evals.retrieval import RetrievalScores, retrieval_prompts, score_prompts
+from ropepatch.evals.windows import Windows, held_out_windows
+
+#: Tokens at which attention costs as much as the rest of a small model; only progress uses it.
+_QUADRATIC_FROM = 2048
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: list[Document],
+    *,
+    lengths: Sequence[int],
+    trained_length: int,
+    label: str,
+    targets: int = 64,
+    windows: int = 50,
+    prompts: int = 64,
+    pairs: int = 8,
+    bos: bool = False,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> Evaluation:
+    """Losses and retrieval of one model; `progress` is told the share of the work that is done.
+
+    Raises DataError for documents that hold no window, or a tokenizer that is not the model's.
+    """
+    protocol = Protocol(
+        lengths=tuple(lengths),
+        trained_length=trained_length,
+        targets=targets,
+        windows=windows,
+        prompts=prompts,
+        pairs=pairs,
+        bos=bos,
+        seed=seed,
+    )
+    cut = held_out_windows(
+        documents,
+        tokenizer,
+        longest=protocol.lengths[-1],
+        count=windows,
+        targets=targets,
+        bos=bos,
+        seed=seed,
+    )
+    _check_vocabulary(model, cut)
+    with _evaluating(model):
+        return _measure(model, tokenizer, protocol, cut, label, progress or (lambda share: None))
+
+
+def _measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    protocol: Protocol,
+    windows: Windows,
+    label: str,
+    progress: Callable[[float], None],
+) -> Evaluation:
+    started = time.perf_counter()
+    head = plain_head(model)
+    patch, length_dependent = active_patch(model)
+    longest, edges = protocol.lengths[-1], bin_edges(protocol.lengths)
+    one_pass = not length_dependent and one_pass_is_exact(model, windows, longest, head=head)
+    vocabulary, no_retrieval = _retrieval_vocabulary(tokenizer, protocol)
+    tick = _ticker(protocol, edges, one_pass, vocabulary is not None, progress)
+
+    by_position = position_losses(model, windows, edges, one_pass=one_pass, head=head, tick=tick)
+    # The longest window is the one that the position bins have read already.
+    by_length: dict[int, Tensor] = {longest: by_position[:, -protocol.targets :]}
+    for length in protocol.lengths[:-1]:
+        by_length[length] = batched_losses(
+            model, windows.suffix(length), keep=protocol.targets, head=head, tick=tick
+        )
+    retrieval = _retrieve(model, vocabulary, windows, protocol, tick)
+    progress(1.0)
+    configuration: dict[str, Json] = {
+        **protocol_settings(protocol, windows),
+        **model_settings(model),
+        "patch": patch,
+        "position_bins": "one pass" if one_pass else "one run per bin",
+        "no_retrieval": no_retrieval,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    return Evaluation(
+        label=label,
+        lengths=protocol.lengths,
+        trained_length=protocol.trained_length,
+        edges=edges,
+        documents=windows.documents,
+        target_losses={length: by_length[length].numpy() for length in protocol.lengths},
+        position_losses=by_position.numpy(),
+        retrieval=retrieval,
+        protocol=_protocol_digest(protocol, windows, retrieval),
+        configuration=configuration,
+        seed=protocol.seed,
+    )
+
+
+def _retrieval_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, protocol: Protocol
+) -> tuple[RetrievalVocabulary | None, str | None]:
+    """The reserved tokens, or None and the reason why retrieval is not measured."""
+    if protocol.prompts == 0:
+        return None, "not asked for"
+    try:
+        return RetrievalVocabulary.from_tokenizer(tokenizer), None
+    except DataError as error:
+        return None, str(error)
+
+
+def _retrieve(
+    model: PreTrainedModel,
+    vocabulary: RetrievalVocabulary | None,
+    windows: Windows,
+    protocol: Protocol,
+    tick: Tick,
+) -> dict[int, RetrievalScores]:
+    if vocabulary is None:
+        return {}
+    return {
+        length: score_prompts(
+            model,
+            retrieval_prompts(
+                vocabulary,
+                windows.texts,
+                length=length,
+                count=protocol.prompts,
+                pairs=protocol.pairs,
+                bos=windows.bos,
+                seed=protocol.seed,
+            ),
+            tick=tick,
+        )
+        for length in protocol.lengths
+    }
+
+
+def _protocol_digest(
+    protocol: Protocol, windows: Windows, retrieval: dict[int, RetrievalScores]
+) -> str:
+    prompts = [scores.digest for scores in retrieval.values()]
+    content = repr((protocol, windows.digest(), prompts))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _ticker(
+    protocol: Protocol,
+    edges: tuple[int, ...],
+    one_pass: bool,
+    retrieval: bool,
+    progress: Callable[[float], None],
+) -> Tick:
+    """Turns finished batches into the share of all work, by tokens and their square."""
+
+    def work(sequences: int, length: int) -> float:
+        return sequences * length * (1 + length / _QUADRATIC_FROM)
+
+    runs = [edges[-1]] if one_pass else list(edges[1:])
+    total = sum(work(protocol.windows, length) for length in [*runs, *protocol.lengths[:-1]])
+    if retrieval:
+        total += sum(work(protocol.prompts, length) for length in protocol.lengths)
+    done = 0.0
+
+    def tick(sequences: int, length: int) -> None:
+        nonlocal done
+        done += work(sequences, length)
+        progress(min(1.0, done / total))
+
+    return tick
+
+
+def _check_vocabulary(model: PreTrainedModel, windows: Windows) -> None:
+    rows = int(model.config.get_text_config().vocab_size)
+    if (largest := int(windows.input_ids.max())) >= rows:
+        raise DataError(
+            f"the tokenizer gives token {largest}, but the model knows {rows} tokens; "
+            f"load the tokenizer that was saved with this model"
+        )
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """No dropout inside; afterwards every module is in the mode in which it was found."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

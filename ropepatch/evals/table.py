@@ -1,0 +1,102 @@
+"""The same numbers as the report's, in the terminal."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from ropepatch.evals.claims import Check, Claim, headline, multiple
+from ropepatch.evals.evaluation import Comparison, Evaluation
+from ropepatch.evals.wording import MISSING, show_interval
+
+_STYLES = {"yes": "green", "no": "red", "unclear": "yellow", "not measured": "dim"}
+
+
+def print_table(
+    stages: Sequence[Evaluation],
+    comparisons: Sequence[Comparison] = (),
+    *,
+    checks: Sequence[Check] = (),
+    console: Console | None = None,
+) -> None:
+    """Print losses, gains, retrieval and the headline, with 95 % intervals."""
+    console = console or Console()
+    console.print(_losses(stages))
+    console.print(_gains(stages))
+    console.print(_retrieval(stages))
+    for comparison in comparisons:
+        console.print(_differences(comparison))
+    console.print(_claims(headline(stages, checks)))
+
+
+def _by_length(title: str, stages: Sequence[Evaluation]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("tokens", justify="right", no_wrap=True)
+    for stage in stages:
+        table.add_column(stage.label, justify="right")
+    return table
+
+
+def _row_name(stage: Evaluation, length: int) -> str:
+    return f"{length} ({multiple(stage, length)})"
+
+
+def _losses(stages: Sequence[Evaluation]) -> Table:
+    targets = stages[0].configuration["targets"]
+    title = f"Loss of the same last {targets} tokens, nats per token [95 %]"
+    table = _by_length(title, stages)
+    for length in stages[0].lengths:
+        cells = [show_interval(stage.target_loss(length)) for stage in stages]
+        table.add_row(_row_name(stages[0], length), *cells)
+    return table
+
+
+def _gains(stages: Sequence[Evaluation]) -> Table:
+    title = f"The same, minus the loss in {stages[0].reference_length} tokens (paired) [95 %]"
+    table = _by_length(title, stages)
+    for length in stages[0].lengths:
+        cells = [
+            show_interval(stage.context_gain(length), signed=True)
+            if length != stage.reference_length
+            else "0"
+            for stage in stages
+        ]
+        table.add_row(_row_name(stages[0], length), *cells)
+    return table
+
+
+def _retrieval(stages: Sequence[Evaluation]) -> Table:
+    chances = [stage.chance for stage in stages if stage.chance is not None]
+    chance = f"chance {chances[0]:.3f}" if chances else "not measured"
+    table = _by_length(f"Retrieval, share of right answers ({chance}) [95 %]", stages)
+    for length in stages[0].lengths:
+        cells = [show_interval(stage.accuracy(length), digits=2) for stage in stages]
+        table.add_row(_row_name(stages[0], length), *cells)
+    return table
+
+
+def _differences(comparison: Comparison) -> Table:
+    title = f"{comparison.after} minus {comparison.before} (paired) [95 %]"
+    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for column in ("tokens", "loss, nats per token", "retrieval"):
+        table.add_column(column, justify="right")
+    for length, loss in comparison.target_losses.items():
+        accuracy = show_interval(comparison.accuracies.get(length), digits=2, signed=True)
+        table.add_row(str(length), show_interval(loss, signed=True), accuracy)
+    return table
+
+
+def _claims(claims: Sequence[Claim]) -> Table:
+    table = Table(title="Answers", title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("question")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("number [95 %]", justify="right")
+    for claim in claims:
+        style = _STYLES[claim.verdict]
+        number = MISSING
+        if claim.interval is not None:
+            signed = claim.unit == "nats per token"
+            number = f"{show_interval(claim.interval, signed=signed)}\n{claim.unit}"
+        question = f"{claim.question}\n[dim]{claim.detail}[/dim]"
+        table.add_row(question, f"[{style}]{claim.verdict}[/{style}]", number)
+    return table

@@ -1,0 +1,31 @@
+"""Numbers as the terminal and the page show them: aligned, signed where they are differences."""
+
+import math
+
+from ropepatch.evals.statistics import Interval
+
+MISSING = "–"
+
+
+def show_number(value: float, *, digits: int = 3, signed: bool = False) -> str:
+    """A number with a true minus sign, or "not finite" for what a broken model gives."""
+    if not math.isfinite(value):
+        return "not finite"
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return text.replace("-", "−")
+
+
+def show_range(interval: Interval, *, digits: int = 3, signed: bool = False) -> str:
+    """The two ends of an interval, or what stands for an interval that one document cannot give."""
+    if not interval.bounded:
+        return "[no interval]"
+    ends = [show_number(end, digits=digits, signed=signed) for end in (interval.low, interval.high)]
+    return f"[{', '.join(ends)}]"
+
+
+def show_interval(interval: Interval | None, *, digits: int = 3, signed: bool = False) -> str:
+    """A value and its interval; a dash where nothing was measured."""
+    if interval is None:
+        return MISSING
+    value = show_number(interval.value, digits=digits, signed=signed)
+    return f"{value} {show_range(interval, digits=digits, signed=signed)}"
