@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -104,7 +105,7 @@ def is_valid(config: PreTrainedConfig) -> bool:
     """Whether transformers would save the config: some architectures accept few rope types."""
     try:
         config.validate()
-    except (ValueError, KeyError, TypeError):
+    except StrictDataclassError:
         return False
     return True
 
