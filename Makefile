@@ -1,0 +1,26 @@
+# Everything sets itself up: `make demo` and `make test` need Python ≥ 3.11, git and make, nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("ropepatch needs Python 3.11 or newer; found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[train,eval,dev]" -c constraints.txt
+	@touch $@
+
+demo: .venv/installed
+	$(BIN)/ropepatch demo
+
+# One worker and one thread for each core: torch's own threads only get in each other's way.
+test: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+
+lint: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv out
