@@ -5,7 +5,7 @@ before and after. deepcopy and pickle carry it along with the objects, so a copy
 the original.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -71,24 +71,32 @@ class AttributeChange:
 
 
 @dataclass
-class PreHookChange:
-    """A forward pre-hook with keyword arguments is added to a module."""
+class HookChange:
+    """A hook is called before every forward of a module, and after it with one argument more."""
 
     target: nn.Module
-    hook: Callable[..., Any]
+    hook: Callable[..., None]
 
     def apply(self) -> None:
         self.target.register_forward_pre_hook(self.hook, with_kwargs=True)
+        self.target.register_forward_hook(self.hook, with_kwargs=True, always_call=True)
 
     def revert(self) -> None:
         # By identity and not by handle: a handle does not follow the module through deepcopy.
-        for key, hook in list(self.target._forward_pre_hooks.items()):
-            if hook is self.hook:
-                del self.target._forward_pre_hooks[key]
-                self.target._forward_pre_hooks_with_kwargs.pop(key, None)
+        module = self.target
+        for key in self._keys(module._forward_pre_hooks):
+            del module._forward_pre_hooks[key]
+            del module._forward_pre_hooks_with_kwargs[key]
+        for key in self._keys(module._forward_hooks):
+            del module._forward_hooks[key]
+            del module._forward_hooks_with_kwargs[key]
+            del module._forward_hooks_always_called[key]
 
     def is_live(self) -> bool:
-        return any(hook is self.hook for hook in self.target._forward_pre_hooks.values())
+        return all(map(self._keys, (self.target._forward_pre_hooks, self.target._forward_hooks)))
+
+    def _keys(self, hooks: Mapping[int, Callable[..., Any]]) -> list[int]:
+        return [key for key, hook in hooks.items() if hook is self.hook]
 
 
 @dataclass

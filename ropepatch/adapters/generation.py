@@ -26,6 +26,7 @@ class FixedScaleGenerate:
         self,
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
+        *args: Any,
         **kwargs: Any,
     ) -> Any:
         """The stock `generate`, with every row's frequencies fixed from the start."""
@@ -34,7 +35,7 @@ class FixedScaleGenerate:
             for rotary in self.rotary_modules:
                 stack.enter_context(request_lengths(rotary, lengths))
             stock = type(self.model).generate  # type: ignore[attr-defined]
-            return stock(self.model, inputs, generation_config, **kwargs)
+            return stock(self.model, inputs, generation_config, *args, **kwargs)
 
     def request(
         self,

@@ -23,7 +23,7 @@ from ropepatch.attention.rotary import ScaledRotary
 from ropepatch.errors import NothingPatchedError
 from ropepatch.manifest import CONFIG_KEY, Manifest
 from ropepatch.methods import Method
-from ropepatch.surgery import AttributeChange, Change, PreHookChange
+from ropepatch.surgery import AttributeChange, Change, HookChange
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def length_changes(
 ) -> list[Change]:
     """Row lengths reach the rotary modules from forward calls and from `generate`."""
     changes: list[Change] = [
-        PreHookChange(module.parent, AnnounceCallLengths(replacement))
+        HookChange(module.parent, AnnounceCallLengths(replacement))
         for module, replacement in zip(modules, replacements, strict=True)
     ]
     if model.can_generate():

@@ -44,17 +44,19 @@ def row_lengths(rotary: nn.Module, position_ids: Tensor) -> Tensor:
 
 
 class AnnounceCallLengths:
-    """Forward pre-hook of a decoder: tells its rotary module the row lengths of the call."""
+    """Hook around a decoder's forward: tells its rotary module the row lengths of the call."""
 
     def __init__(self, rotary: nn.Module) -> None:
         self.rotary = rotary
 
-    def __call__(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: object
+    ) -> None:
         arguments = kwargs
         if args:
             arguments = inspect.signature(decoder.forward).bind_partial(*args, **kwargs).arguments
-        # Set anew by every call, so that no call sees the lengths of another.
-        _CALL.set({**(_CALL.get() or {}), id(self.rotary): call_lengths(arguments)})
+        lengths = None if output else call_lengths(arguments)  # after the call they hold no more
+        _CALL.set({**(_CALL.get() or {}), id(self.rotary): lengths})
 
 
 def call_lengths(arguments: dict[str, Any]) -> Tensor | None:

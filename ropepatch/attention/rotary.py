@@ -22,6 +22,14 @@ LAYOUTS: dict[Layout, Callable[[Tensor], Tensor]] = {
 }
 
 
+NO_FLOAT64 = ("mps", "meta")  # on Apple's GPUs angles are made on the host
+
+
+def with_float64(tensor: Tensor) -> Tensor:
+    """The tensor where float64 arithmetic is possible."""
+    return tensor.cpu() if tensor.device.type in NO_FLOAT64 else tensor
+
+
 @dataclass
 class RotarySite:
     """One set of frequencies in a rotary module: the only one, or that of one layer type."""
@@ -55,7 +63,7 @@ class RotarySite:
 
     def to(self, device: torch.device) -> None:
         """Move, never cast: float64 is what keeps angles exact."""
-        if device.type in ("mps", "meta"):  # no float64 there; angles are then made on the host
+        if device.type in NO_FLOAT64:
             return
         self.inv_freq = self.inv_freq.to(device)
         if self.frequencies is not None:
@@ -99,29 +107,27 @@ class ScaledRotary(nn.Module):
 
     def _per_row(self, x: Tensor, position_ids: Tensor, site: RotarySite) -> tuple[Tensor, Tensor]:
         assert site.method is not None
-        lengths = row_lengths(self, position_ids)
+        lengths = with_float64(row_lengths(self, position_ids))
         position_ids = position_ids.expand(lengths.shape[0], -1)
-        frequencies = site.method.rotary(site.geometry, lengths)
-        scaled = is_scaled(frequencies, site.inv_freq.to(lengths.device))[:, None, None]
-        per_row = RotaryFrequencies(
-            frequencies.inv_freq[:, None, :],
-            torch.as_tensor(frequencies.attention_factor).expand(lengths.shape)[:, None, None],
+        made = site.method.rotary(site.geometry, lengths)
+        factor = torch.as_tensor(made.attention_factor, device=lengths.device)
+        rows = RotaryFrequencies(
+            made.inv_freq[:, None, :], factor.expand(lengths.shape)[:, None, None]
         )
+        scaled = is_scaled(made, site.inv_freq.to(lengths.device))[:, None, None].to(x.device)
         stock = self._unscaled(x, position_ids, site.layer_type)
-        ours = self._rotation(x, position_ids, per_row)
+        ours = self._rotation(x, position_ids, rows)
         return torch.where(scaled, ours[0], stock[0]), torch.where(scaled, ours[1], stock[1])
 
     def _rotation(
         self, x: Tensor, position_ids: Tensor, frequencies: RotaryFrequencies
     ) -> tuple[Tensor, Tensor]:
-        positions = position_ids
-        if position_ids.device.type == "mps":
-            positions = position_ids.cpu()
+        positions = with_float64(position_ids)
         angles = positions[..., None].double() * frequencies.inv_freq.to(positions.device)
         spread = LAYOUTS[self.layout]
         cos = spread(angles.cos() * frequencies.attention_factor)
         sin = spread(angles.sin() * frequencies.attention_factor)
-        return cos.to(x.device, x.dtype), sin.to(x.device, x.dtype)
+        return cos.to(x.dtype).to(x.device), sin.to(x.dtype).to(x.device)
 
     def _unscaled(
         self, x: Tensor, position_ids: Tensor, layer_type: str | None
