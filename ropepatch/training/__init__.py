@@ -1,0 +1,1 @@
+"""Recipes and the runner that trains them on the Hugging Face Trainer."""

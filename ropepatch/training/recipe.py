@@ -1,0 +1,256 @@
+"""Recipes: the YAML schema, read into typed dataclasses with every mistake reported at once."""
+
+import dataclasses
+import difflib
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from ropepatch.errors import ConfigError
+from ropepatch.training.mixture import Shares
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=False)
+
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+DataType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TokenizerRecipe:
+    """A byte-level BPE tokenizer, trained on the corpus of the run."""
+
+    vocab_size: Count = 2048
+    keys: Steps = 64  #: reserved single-token keys for retrieval sequences
+    values: Steps = 64  #: reserved single-token values
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelRecipe:
+    """Either a checkpoint to extend (`path`) or a model to train from nothing (`config`)."""
+
+    path: str | None = None
+    config: dict[str, Any] | None = None  #: `model_type` (default llama) and fields of its config
+    tokenizer: TokenizerRecipe | None = None  #: with `config` only
+    dtype: DataType = "float32"  #: of the weights while they are trained
+    save_dtype: DataType | None = None  #: of the saved model; `dtype` when not given
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.config is None):
+            given = "both" if self.path is not None else "neither"
+            raise ValueError(f"takes either path or config; {given} was given")
+        if self.path is not None and self.tokenizer is not None:
+            raise ValueError("tokenizer is trained for a config; a path brings its own")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PatchRecipe:
+    """Arguments of `patch_model`."""
+
+    method: str = "yarn"
+    factor: Annotated[float, Field(ge=1)] = 4.0
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LoraRecipe:
+    """A low-rank adapter (arXiv 2106.09685), with LongLoRA's trainable extras (arXiv 2309.12307)."""
+
+    r: Count = 16
+    alpha: Count = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["attention", "mlp", "all"] = "all"  #: which projections get an adapter
+    train_embeddings: bool = False
+    train_norms: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DataRecipe:
+    """Which text, and how sequences are made of it."""
+
+    source: str = "stdlib"  #: "stdlib", or a text file or a directory of text files
+    split: Literal["train", "held_out"] = "train"
+    length: Annotated[int, Field(ge=2)] = 256  #: tokens per sequence
+    seed: Steps = 0
+    mixture: Shares = dataclasses.field(default_factory=Shares)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainingRecipe:
+    """Optimisation, and where the time goes."""
+
+    max_steps: Count
+    per_device_batch_size: Count = 8
+    gradient_accumulation: Count = 1
+    learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    warmup_steps: Steps = 0
+    schedule: Literal["cosine", "warmup_stable_decay", "linear", "constant"] = "cosine"
+    decay_steps: Steps = 0  #: for warmup_stable_decay: the last steps, over which the rate falls
+    min_lr_ratio: Share = 0.0  #: of learning_rate, reached on the last step
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    seed: Steps = 0
+    bf16: bool = False  #: autocast
+    torch_compile: bool = False
+    gradient_checkpointing: bool = False
+    threads: Count | None = None  #: torch.set_num_threads
+    save_steps: Count = 100
+    keep_checkpoints: Count = 2
+    logging_steps: Count = 10
+    report_to: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps + self.decay_steps > self.max_steps:
+            raise ValueError(
+                f"warmup_steps + decay_steps ({self.warmup_steps} + {self.decay_steps}) "
+                f"exceed max_steps ({self.max_steps})"
+            )
+        if (self.schedule == "warmup_stable_decay") != (self.decay_steps > 0):
+            raise ValueError("decay_steps and schedule: warmup_stable_decay need each other")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Recipe:
+    """One training run: a pretraining from a config, or the extension of a checkpoint."""
+
+    model: ModelRecipe
+    training: TrainingRecipe
+    output_dir: str
+    data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
+    patch: PatchRecipe | None = None
+    lora: LoraRecipe | None = None
+
+    def __post_init__(self) -> None:
+        if self.lora is not None and self.model.path is None:
+            raise ValueError("lora needs model.path: an adapter of random weights is of no use")
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """The recipe in a YAML file, with `section.key=value` overrides applied."""
+    tree = _read_yaml(path)
+    mistakes = [mistake for text in overrides if (mistake := _override(tree, text))]
+    if mistakes:
+        raise ConfigError(_listed(mistakes, "the overrides"))
+    return parse_recipe(tree, name=str(path))
+
+
+def parse_recipe(tree: dict[str, Any], *, name: str = "recipe") -> Recipe:
+    """A recipe from nested mappings; ConfigError lists all mistakes."""
+    try:
+        return TypeAdapter(Recipe).validate_python(tree)
+    except ValidationError as error:
+        mistakes = [_explain(dict(detail)) for detail in error.errors()]
+        raise ConfigError(_listed(mistakes, name)) from None
+
+
+def recipe_tree(recipe: Recipe) -> dict[str, Any]:
+    """Plain nested mappings with every default spelled out; `parse_recipe` reads them back."""
+    tree: dict[str, Any] = TypeAdapter(Recipe).dump_python(recipe)
+    return tree
+
+
+def recipe_differences(old: object, new: object, at: str = "") -> list[str]:
+    """Where two trees differ: `training.max_steps: 10 → 20`."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [f"{at}: {old} → {new}"]
+    keys = [*old, *(key for key in new if key not in old)]
+    return [
+        line
+        for key in keys
+        for line in recipe_differences(old.get(key), new.get(key), f"{at}.{key}".lstrip("."))
+    ]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the recipe {path} is not a text file") from None
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise ConfigError(f"the recipe {path} is not valid YAML: {where}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"the recipe {path} holds no sections; it needs model, training, …")
+    return tree
+
+
+def _override(tree: dict[str, Any], text: str) -> str | None:
+    """Apply `a.b=value` in place; what was wrong with it, or None."""
+    dotted, equals, value = text.partition("=")
+    *sections, key = dotted.split(".")
+    if not (equals and key and all(sections)):
+        return f"{text!r} is not of the form section.key=value"
+    for depth, section in enumerate(sections):
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
+        if not isinstance(tree, dict):
+            return f"{text!r}: {'.'.join(sections[: depth + 1])} is a value, not a section"
+    try:
+        tree[key] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return f"{text!r}: {value!r} is not valid YAML"
+    return None
+
+
+def _listed(mistakes: list[str], name: str) -> str:
+    if len(mistakes) == 1:
+        return f"{name}: {mistakes[0]}"
+    return "\n  - ".join([f"{name} has {len(mistakes)} mistakes:", *mistakes])
+
+
+def _explain(detail: dict[str, Any]) -> str:
+    """One pydantic error in the words of a recipe's author."""
+    location = tuple(str(part) for part in detail["loc"])
+    at = ".".join(location) or "the recipe"
+    found = f"found {detail['input']!r}"
+    message = str(detail["msg"])
+    match detail["type"]:
+        case "unexpected_keyword_argument":
+            known = _known_keys(location[:-1])
+            return f"unknown key {at}{did_you_mean(location[-1], known)}"
+        case "missing":
+            return f"{at} is missing"
+        case "value_error":
+            return f"{at}: {message.removeprefix('Value error, ')}"
+        case "literal_error":
+            allowed = message.removeprefix("Input should be ")
+            choices = [choice.strip("'") for choice in allowed.replace(" or ", ", ").split(", ")]
+            return f"{at} must be {allowed}; {found}{_closest(detail['input'], choices)}"
+        case "dataclass_type":
+            keys = ", ".join(_known_keys(location))
+            return f"{at} must be a section with some of the keys {keys}; {found}"
+    return f"{at} must be {message.removeprefix('Input should be ')}; {found}"
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """`; did you mean …?`, or all that is known where nothing is close."""
+    return _closest(word, known) or f"; known: {', '.join(known)}"
+
+
+def _closest(word: object, known: list[str]) -> str:
+    close = difflib.get_close_matches(str(word), known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _known_keys(location: tuple[str, ...]) -> list[str]:
+    """Keys of the section at a location of the schema."""
+    section: Any = Recipe
+    for part in location:
+        section = _dataclass_in(get_type_hints(section)[part])
+    return [field.name for field in dataclasses.fields(section)]
+
+
+def _dataclass_in(annotation: Any) -> Any:
+    if get_origin(annotation) in (UnionType, Union):
+        return next(arm for arm in get_args(annotation) if dataclasses.is_dataclass(arm))
+    return annotation

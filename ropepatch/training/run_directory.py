@@ -1,0 +1,133 @@
+"""What a run leaves on disk: its recipe, metrics, checkpoints and result, each whole or absent."""
+
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+
+from ropepatch.errors import CheckpointError, ConfigError
+from ropepatch.training.recipe import Recipe, recipe_differences, recipe_tree
+
+STAGING = ".staging-"
+WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+SHARDED = "model.safetensors.index.json"
+
+
+class RunDirectory:
+    """`output_dir` of a recipe."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.path = Path(recipe.output_dir)
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """Where the finished model or adapter lies."""
+        return self.path / "final"
+
+    def claim(self) -> None:
+        """Make the directory this recipe's, or refuse; says now what saving would say later."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for leftover in self.path.glob(f"{STAGING}*"):
+                shutil.rmtree(leftover)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write to output_dir {self.path}: {error.strerror}; choose another one"
+            ) from None
+        self._claim_recipe(self.path / "recipe.yaml")
+
+    def _claim_recipe(self, path: Path) -> None:
+        # Through YAML, so that what is compared is what a file can hold.
+        text = yaml.safe_dump(recipe_tree(self.recipe), sort_keys=False, allow_unicode=True)
+        if not path.exists():
+            write_whole(path, text)
+            return
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+        differences = recipe_differences(old, yaml.safe_load(text))
+        if differences:
+            raise ConfigError(
+                f"output_dir {self.path} belongs to a run of another recipe "
+                f"({'; '.join(differences)}); choose another output_dir, or delete this one"
+            )
+
+    def last_good_checkpoint(self) -> Path | None:
+        """The newest checkpoint that can be resumed from; damaged ones are passed over."""
+        numbered = [
+            (int(step), path)
+            for path in self.path.glob("checkpoint-*")
+            if (step := path.name.partition("-")[2]).isdigit()
+        ]
+        good = (path for _, path in sorted(numbered, reverse=True) if is_whole(path))
+        return next(good, None)
+
+    @contextmanager
+    def publish(self, name: str) -> Iterator[Path]:
+        """A directory aside; what the block puts at `name` in it is there afterwards, or nothing.
+
+        Raises CheckpointError for all that goes wrong: on a full disk one writer raises OSError,
+        torch RuntimeError, safetensors its own.
+        """
+        try:
+            with tempfile.TemporaryDirectory(prefix=STAGING, dir=self.path) as staging:
+                yield Path(staging)
+                replace_directory(Path(staging, name), self.path / name)
+        except Exception as error:
+            raise CheckpointError(
+                f"could not save {self.path / name} ({error}); {self.kept()}; "
+                f"once that is mended, run the same recipe again to go on from there"
+            ) from error
+
+    def kept(self) -> str:
+        """What is left after a run broke off, for its message."""
+        checkpoint = self.last_good_checkpoint()
+        if checkpoint is None:
+            return f"no checkpoint had been saved in {self.path} yet"
+        return f"the last good checkpoint is kept: {checkpoint}"
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether state, optimizer and weights can be read (sizes against headers, not contents)."""
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
+        found = [checkpoint / name for name in WEIGHTS if (checkpoint / name).exists()]
+        found += checkpoint.glob("model-*.safetensors")
+        for weights in found:
+            with safe_open(weights, framework="pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return (
+        bool(found)
+        and "global_step" in state
+        and zipfile.is_zipfile(checkpoint / "optimizer.pt")
+        and zipfile.is_zipfile(checkpoint / "scheduler.pt")
+    )
+
+
+def replace_directory(source: Path, target: Path) -> None:
+    """Rename; a damaged target goes to where the source was."""
+    if target.exists():
+        os.rename(target, source.with_name(f"{source.name}-old"))
+    os.rename(source, target)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that is never seen half written."""
+    staging = path.with_name(f"{STAGING}{path.name}")
+    staging.write_text(text, encoding="utf-8")
+    os.replace(staging, path)

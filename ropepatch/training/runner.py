@@ -1,0 +1,224 @@
+"""Run a recipe: model, patch, adapter, data and the Trainer, put together."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as transformers_logging
+
+from ropepatch.corpus import (
+    Document,
+    RetrievalVocabulary,
+    encode,
+    load_documents,
+    train_tokenizer,
+)
+from ropepatch.errors import CheckpointError, ConfigError, DataError
+from ropepatch.patch import patch_model
+from ropepatch.training.lora import add_lora
+from ropepatch.training.mixture import TrainingMixture
+from ropepatch.training.progress import (
+    MetricsCallback,
+    ProgressCallback,
+    ProgressSink,
+    forget_metrics_after,
+)
+from ropepatch.training.recipe import ModelRecipe, Recipe, TokenizerRecipe, did_you_mean
+from ropepatch.training.run_directory import RunDirectory
+from ropepatch.training.trainer import RunTrainer, training_arguments
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C in training; the message says what is kept and how to go on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingResult:
+    """A finished run."""
+
+    directory: Path  #: the model, or the adapter where the recipe has `lora`
+    steps: int
+    loss: float | None  #: of the last logging step, nats per token; None if it was done before
+    seconds: float  #: of this session
+
+
+def train(
+    recipe: Recipe,
+    progress: ProgressSink | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainingResult:
+    """Run the recipe to its end, going on from the last good checkpoint in its output_dir."""
+    run = RunDirectory(recipe)
+    run.claim()
+    if run.result.exists():
+        return TrainingResult(run.result, recipe.training.max_steps, None, 0.0)
+    started = time.perf_counter()
+    trainer = prepare(recipe, run, progress, callbacks)
+    checkpoint = run.last_good_checkpoint()
+    forget_metrics_after(run.metrics, _step_of(checkpoint))
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _save_result(trainer, recipe, run)
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(
+            f"stopped; {run.kept()}; run the same recipe again to go on"
+        ) from None
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    seconds = time.perf_counter() - started
+    return TrainingResult(run.result, trainer.state.global_step, losses[-1], seconds)
+
+
+def prepare(
+    recipe: Recipe,
+    run: RunDirectory,
+    progress: ProgressSink | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> RunTrainer:
+    """The Trainer of a recipe, ready to start; raises for everything that can be wrong before."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if recipe.training.threads is not None:
+        torch.set_num_threads(recipe.training.threads)
+    set_seed(recipe.training.seed)
+    documents = load_documents(recipe.data.source, recipe.data.split)
+    tokenizer = load_tokenizer(recipe, documents)
+    model = load_model(recipe, tokenizer)
+    trainer = RunTrainer(
+        model=model,
+        args=training_arguments(recipe.training, recipe.output_dir),
+        train_dataset=training_data(recipe, documents, tokenizer),
+        tokenizer=tokenizer,
+        callbacks=[MetricsCallback(run.metrics), *callbacks],
+        run=run,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if progress is not None:
+        trainer.add_callback(ProgressCallback(progress, tokens_per_step(recipe)))
+    return trainer
+
+
+def tokens_per_step(recipe: Recipe) -> int:
+    """On one device."""
+    return sequences_per_step(recipe) * recipe.data.length
+
+
+def sequences_per_step(recipe: Recipe) -> int:
+    """On one device."""
+    return recipe.training.per_device_batch_size * recipe.training.gradient_accumulation
+
+
+def training_data(
+    recipe: Recipe, documents: list[Document], tokenizer: PreTrainedTokenizerBase
+) -> TrainingMixture:
+    """As many sequences as the run takes, in the order in which it takes them."""
+    shares = recipe.data.mixture
+    needs_keys = shares.retrieval > 0 or (shares.drills > 0 and shares.drill_phase > 0)
+    vocabulary = (
+        RetrievalVocabulary.from_tokenizer(tokenizer)
+        if needs_keys
+        else RetrievalVocabulary(keys=(), values=())
+    )
+    return TrainingMixture(
+        encode(documents, tokenizer),
+        vocabulary,
+        len(tokenizer),
+        length=recipe.data.length,
+        samples=recipe.training.max_steps * sequences_per_step(recipe),
+        seed=recipe.data.seed,
+        shares=shares,
+    )
+
+
+def load_tokenizer(recipe: Recipe, documents: list[Document]) -> PreTrainedTokenizerBase:
+    """The checkpoint's own tokenizer, or one trained on the documents."""
+    if recipe.model.path is not None:
+        return AutoTokenizer.from_pretrained(_existing(recipe.model.path))
+    options = recipe.model.tokenizer or TokenizerRecipe()
+    return train_tokenizer(
+        documents, model_max_length=recipe.data.length, **dataclasses.asdict(options)
+    )
+
+
+def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
+    """The model of the recipe with its patch and adapter, trainable."""
+    model = _base_model(recipe.model, tokenizer)
+    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+    if len(tokenizer) > rows:
+        raise DataError(
+            f"the tokenizer does not fit the model: {len(tokenizer)} tokens, but the model has "
+            f"embeddings for {rows}; use the tokenizer that the model was trained with"
+        )
+    if recipe.patch is not None:
+        patch = recipe.patch
+        patch_model(model, method=patch.method, factor=patch.factor, **patch.options)
+    return model if recipe.lora is None else add_lora(model, recipe.lora)
+
+
+def _base_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    dtype = getattr(torch, recipe.dtype)
+    if recipe.path is not None:
+        # transformers would load a checkpoint in the dtype that it was saved in.
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            _existing(recipe.path), dtype=dtype
+        )
+        return model
+    return _new_model(dict(recipe.config or {}), tokenizer, dtype)
+
+
+def _new_model(
+    fields: dict[str, object], tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+) -> PreTrainedModel:
+    model_type = str(fields.pop("model_type", "llama"))
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    fields = {"vocab_size": len(tokenizer)} | fields
+    fields |= {name: getattr(tokenizer, name) for name in special}
+    try:
+        config = AutoConfig.for_model(model_type, **fields)
+        _refuse_unknown(fields, config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"model.config does not describe a {model_type} model: {error}") from None
+    return model
+
+
+def _refuse_unknown(fields: dict[str, object], config: PreTrainedConfig) -> None:
+    """A config keeps fields that it does not know, so a misspelt one would go unseen."""
+    known = [field.name for field in dataclasses.fields(config)]
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise ValueError(
+            "; ".join(f"unknown key {name}{did_you_mean(name, known)}" for name in unknown)
+        )
+
+
+def _save_result(trainer: RunTrainer, recipe: Recipe, run: RunDirectory) -> None:
+    """The model in its final dtype, or the adapter; there is a `final` only when it is whole."""
+    if recipe.model.save_dtype is not None and recipe.lora is None:
+        trainer.trained.to(getattr(torch, recipe.model.save_dtype))
+    trainer.publish_model(run.result.name)
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.partition("-")[2]) if checkpoint else 0
+
+
+def _existing(path: str) -> Path:
+    directory = Path(path)
+    if not (directory / "config.json").is_file():
+        found = "has no config.json" if directory.is_dir() else "does not exist"
+        raise CheckpointError(f"model.path {path} {found}; give the directory of a checkpoint")
+    return directory

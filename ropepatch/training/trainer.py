@@ -1,0 +1,106 @@
+"""The Hugging Face Trainer, with checkpoints that are whole or absent."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
+
+from ropepatch.checkpoint import save_pretrained, write_sidecar
+from ropepatch.training.recipe import TrainingRecipe
+from ropepatch.training.run_directory import RunDirectory
+
+
+class RunTrainer(Trainer):
+    """Writes each checkpoint aside and renames it: a crash leaves the one before."""
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        run: RunDirectory,
+        **options: Any,
+    ) -> None:
+        super().__init__(model=model, processing_class=tokenizer, **options)
+        self.trained = model
+        self.tokenizer = tokenizer
+        self.run = run
+        self.staging: Path | None = None
+
+    def publish_model(self, name: str) -> None:
+        """Save the model and its tokenizer as a directory of the run."""
+        with self.run.publish(name) as staging:
+            save_pretrained(self.trained, staging / name, self.tokenizer)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.staging or self.args.output_dir)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self.run.publish(f"checkpoint-{self.state.global_step}") as self.staging:
+            super()._save_checkpoint(model, trial)
+        self.staging = None
+        rotate_checkpoints(str(self.run.path), save_total_limit=self.args.save_total_limit)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        super()._save(output_dir, state_dict)
+        if isinstance(self.trained, PeftModel):
+            write_sidecar(self.trained, Path(output_dir or self.run.path))
+
+
+def training_arguments(recipe: TrainingRecipe, output_dir: str) -> TrainingArguments:
+    """The recipe in the Trainer's words."""
+    schedule, options = _schedule(recipe)
+    return TrainingArguments(
+        output_dir=output_dir,
+        max_steps=recipe.max_steps,
+        per_device_train_batch_size=recipe.per_device_batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        adam_beta2=recipe.adam_beta2,
+        optim="adamw_torch_fused",
+        lr_scheduler_type=schedule,
+        lr_scheduler_kwargs=options,
+        warmup_steps=recipe.warmup_steps,
+        max_grad_norm=recipe.max_grad_norm,
+        seed=recipe.seed,
+        bf16=recipe.bf16,
+        torch_compile=recipe.torch_compile,
+        activation_checkpointing=recipe.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        save_strategy="steps",
+        save_steps=recipe.save_steps,
+        save_total_limit=recipe.keep_checkpoints,
+        logging_steps=recipe.logging_steps,
+        logging_first_step=True,
+        # Otherwise a NaN loss is logged as the average of the losses before it.
+        logging_nan_inf_filter=False,
+        report_to=recipe.report_to or "none",
+        disable_tqdm=True,
+        use_cpu=not torch.accelerator.is_available(),
+        # The mixture is random by index already: in order, a resumed run sees what it would have.
+        train_sampling_strategy="sequential",
+        # Columns such as loss weights are for the loss, not for the model's forward.
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+    )
+
+
+def _schedule(recipe: TrainingRecipe) -> tuple[str, dict[str, Any]]:
+    ratio = recipe.min_lr_ratio
+    match recipe.schedule:
+        case "cosine":
+            return "cosine_with_min_lr", {"min_lr_rate": ratio}
+        case "warmup_stable_decay":
+            decay = {"num_decay_steps": recipe.decay_steps, "min_lr_ratio": ratio}
+            return "warmup_stable_decay", {**decay, "decay_type": "1-sqrt"}
+        case "linear":
+            return "linear", {}
+        case "constant":
+            return "constant_with_warmup", {}
