@@ -22,6 +22,10 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def _home(method_class: type[Method]) -> str:
+    return f"{method_class.__module__}.{method_class.__qualname__}"
+
+
 def register_method(
     name: str, *, aliases: tuple[str, ...] = ()
 ) -> Callable[[MethodClass], MethodClass]:
@@ -36,8 +40,8 @@ def register_method(
         for taken in (name, *aliases):
             owner = _METHODS.get(_ALIASES.get(taken, taken))
             # A module that is reloaded, or a notebook cell that is run again, may replace its own class.
-            if owner is not None and owner.__qualname__ != method_class.__qualname__:
-                raise MethodError(f"the method name {taken!r} is taken by {owner.__qualname__}")
+            if owner is not None and _home(owner) != _home(method_class):
+                raise MethodError(f"the method name {taken!r} is taken by {_home(owner)}")
         method_class.name = name
         _METHODS[name] = method_class
         _ALIASES.update(dict.fromkeys(aliases, name))
