@@ -1,6 +1,7 @@
 """Adjusted base frequency: another `rope_theta`, nothing else."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,8 @@ from ropepatch.methods.base import Method, RotaryFrequencies, RotaryGeometry, re
 from ropepatch.methods.registry import register_method
 from ropepatch.positions import inverse_frequencies, rotary_coherence
 
-CHUNK = 65_536  # distances per block: 32 MiB of float64 cosines at 64 pairs
+# Distances per block. Bases far below the bound fail early, so small blocks reject them cheaply.
+CHUNK = 4096
 
 
 def stays_coherent(dim: int, base: float, length: int) -> bool:
@@ -27,11 +29,13 @@ def stays_coherent(dim: int, base: float, length: int) -> bool:
     )
 
 
+@cache
 def lower_base_bound(dim: int, length: int) -> float:
-    """The smallest base (to 5 %) that prefers similar keys at every distance up to `length` tokens.
+    """The first base, in steps of 5 %, that prefers similar keys at every distance up to `length` tokens.
 
     The definition of arXiv 2405.14591, eq. 9 and 10, evaluated for this head size; the paper's own table is
-    for 128 channels and on a coarser grid. Raises MethodOptionError when there is none below 1e12.
+    for 128 channels. Bases that qualify form narrow islands around and above the paper's values, so another
+    grid finds another one, within a factor of 2. Raises MethodOptionError when there is none below 1e12.
     """
     base = 1000.0
     while not stays_coherent(dim, base, length):
@@ -61,9 +65,14 @@ class BaseChange(Method):
             require_number("new_base", self.new_base, above=1)
 
     def chosen_base(self, geometry: RotaryGeometry) -> float:
-        """`new_base`, or the lower bound for factor × L, never below the checkpoint's own base."""
+        """`new_base`, or the lower bound for factor × L, never below the checkpoint's own base.
+
+        Factor 1 keeps the checkpoint's base, even if the bound for L itself is higher.
+        """
         if self.new_base is not None:
             return float(self.new_base)
+        if self.factor == 1:
+            return float(geometry.base)
         target = round(self.factor * geometry.original_max_position_embeddings)
         return max(geometry.base, lower_base_bound(geometry.dim, target))
 
