@@ -21,7 +21,7 @@ LAYERS = (
     "manifest",
     "adapters",
     "patch",
-    "verify",
+    "verification",
     "checkpoint",
     "ropepatch",  # the package itself, which only hands on names of the layers before it
     "corpus",
@@ -146,9 +146,9 @@ def test_method_files_import_no_other_method_file():
     assert sideways == []
 
 
-def test_surgery_serves_adapters_patch_and_verify_only():
+def test_surgery_serves_adapters_patch_and_verification_only():
     users = {layer(i.source) for i in INTERNAL if layer(i.target) == "surgery"}
-    assert users <= {"adapters", "patch", "verify"}
+    assert users <= {"adapters", "patch", "verification"}
 
 
 def test_the_corpus_knows_no_model():
