@@ -28,6 +28,8 @@ _DASHES = ("solid", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 2)
 _WIDTH = 5.2  #: inches, about a phone, so that text keeps its size there
 _HEIGHT = 3.3
 _LEGEND_ROW = 0.24
+_LINEAR = 0.1  #: nats per token
+
 _DODGE = 0.09  #: octaves between stages, so that bars do not hide one another
 
 Points = Callable[[Evaluation], Mapping[int, Interval]]  #: by tokens; what is missing is absent
@@ -71,13 +73,14 @@ def _context_gain(stages: Sequence[Evaluation]) -> Chart:
     svg = _draw(
         stages,
         title,
-        ("window, tokens", f"loss minus loss at {reference}, nats per token"),
+        ("window, tokens", "change of loss, nats per token"),
         lambda stage: {length: stage.context_gain(length) for length in stage.lengths},
-        lambda axes: _level(axes, 0.0),
+        _about_zero,
     )
     caption = (
         f"The same tokens against their own loss in {reference} tokens. Below 0 the longer window "
-        f"helps; a bar that crosses 0 leaves it open. Bars: 95 % over documents, paired."
+        f"helps; a bar that crosses 0 leaves it open. The scale is linear within ±{_LINEAR} and "
+        f"logarithmic outside. Bars: 95 % over documents, paired."
     )
     return Chart(title, caption, svg)
 
@@ -105,7 +108,7 @@ def _retrieval(stages: Sequence[Evaluation]) -> Chart:
         axes.set_ylim(-0.03, 1.06)
         _level(axes, chance)
         where = axes.get_yaxis_transform()
-        axes.text(1, chance + 0.015, f"chance {chance:.3f}", transform=where, ha="right")
+        axes.text(0.01, chance + 0.015, f"chance {chance:.3f}", transform=where)
 
     svg = _draw(stages, title, ("prompt, tokens", "right answers, share"), _accuracies, finish)
     pairs = stages[0].configuration["pairs"]
@@ -199,7 +202,21 @@ def _mark_lengths(axes: Axes, lengths: Sequence[int], trained_length: int) -> No
     axes.xaxis.set_major_formatter(lambda length, _: f"{length:.0f}")
     axes.axvline(trained_length, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
     where = axes.get_xaxis_transform()
-    axes.text(trained_length, 1.01, "trained to", transform=where, ha="center", va="bottom")
+    label = f"trained to {trained_length}"
+    axes.text(trained_length, 1.01, label, transform=where, ha="center", va="bottom")
+
+
+def _about_zero(axes: Axes) -> None:
+    """Gains are hundredths of a nat and failures whole nats; both have to be seen."""
+    axes.set_yscale("symlog", linthresh=_LINEAR, linscale=1.5)
+    axes.margins(y=0.1)
+    low, high = axes.get_ylim()
+    sizes = [size * 10.0**power for power in (-1, 0, 1) for size in (1, 2, 5)]
+    marks = [-size for size in sizes] + [-0.05, 0.0, 0.05] + sizes
+    axes.yaxis.set_major_locator(FixedLocator([mark for mark in marks if low <= mark <= high]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda change, _: f"{change:+g}" if change else "0")
+    _level(axes, 0.0)
 
 
 def _level(axes: Axes, value: float) -> None:

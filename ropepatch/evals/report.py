@@ -66,13 +66,14 @@ def report_json(
     checks: Sequence[Check] = (),
 ) -> dict[str, Json]:
     """Every number of the report with its interval, and the configuration of every stage."""
+    claims = headline(stages, checks)
     return {
         "schema": SCHEMA,
         "title": title,
         "confidence": CONFIDENCE,
         "trained_length": stages[0].trained_length,
         "extended_length": extended_length(stages),
-        "claims": [_claim_json(claim) for claim in headline(stages, checks)],
+        "claims": [_claim_json(claim) for claim in claims],
         "stages": [_stage_json(stage) for stage in stages],
         "comparisons": [_comparison_json(comparison) for comparison in comparisons],
         "checks": [asdict(check) for check in checks],
@@ -183,9 +184,7 @@ def _tables(stages: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> 
     first = stages[0]
     rows = [(length, f"{length} ({multiple(first, length)})") for length in first.lengths]
     losses = [(name, tuple(_cell(s.target_loss(n)) for s in stages)) for n, name in rows]
-    gains = [
-        (name, tuple(_cell(s.context_gain(n), signed=True) for s in stages)) for n, name in rows
-    ]
+    gains = [(name, tuple(_gain_cell(s, n) for s in stages)) for n, name in rows]
     found = [(name, tuple(_cell(s.accuracy(n)) for s in stages)) for n, name in rows]
     bins = [
         (f"{start}–{end - 1}", tuple(_cell(s.bin_loss((start, end))) for s in stages))
@@ -194,7 +193,11 @@ def _tables(stages: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> 
     chance = MISSING if first.chance is None else f"{first.chance:.3f}"
     return [
         _Table("Loss of the same tokens, nats per token", labels, tuple(losses)),
-        _Table(f"Minus the loss in {first.reference_length} tokens", labels, tuple(gains)),
+        _Table(
+            f"Change from {first.reference_length} tokens, nats per token, paired",
+            labels,
+            tuple(gains),
+        ),
         _Table(f"Retrieval, share of right answers (chance {chance})", labels, tuple(found)),
         _Table("Loss by position, nats per token", labels, tuple(bins)),
         *(_comparison_table(comparison) for comparison in comparisons),
@@ -211,6 +214,12 @@ def _comparison_table(comparison: Comparison) -> _Table:
     )
     title = f"{comparison.after} minus {comparison.before}, paired"
     return _Table(title, ("loss, nats per token", "retrieval, share"), rows)
+
+
+def _gain_cell(stage: Evaluation, length: int) -> _Cell:
+    if length == stage.reference_length:
+        return _Cell("0", "reference")
+    return _cell(stage.context_gain(length), signed=True)
 
 
 def _cell(interval: Interval | None, *, signed: bool = False) -> _Cell:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ropepatch.corpus import Document, RetrievalVocabulary
+from ropepatch.corpus import Document, RetrievalPrompt, RetrievalVocabulary
 from ropepatch.errors import DataError
 from ropepatch.evals.evaluation import Evaluation, Json
 from ropepatch.evals.ledger import Protocol, active_patch, model_settings, protocol_settings
@@ -82,10 +82,11 @@ def _measure(
     started = time.perf_counter()
     head = plain_head(model)
     patch, length_dependent = active_patch(model)
+    # Before anything takes long: prompts that do not fit are found now.
+    prompts, no_retrieval = _prompts(tokenizer, windows, protocol)
     longest, edges = protocol.lengths[-1], bin_edges(protocol.lengths)
     one_pass = not length_dependent and one_pass_is_exact(model, windows, longest, head=head)
-    vocabulary, no_retrieval = _retrieval_vocabulary(tokenizer, protocol)
-    tick = _ticker(protocol, edges, one_pass, vocabulary is not None, progress)
+    tick = _ticker(protocol, edges, one_pass, bool(prompts), progress)
 
     by_position = position_losses(model, windows, edges, one_pass=one_pass, head=head, tick=tick)
     # The longest window is the one that the position bins have read already.
@@ -94,7 +95,9 @@ def _measure(
         by_length[length] = batched_losses(
             model, windows.suffix(length), keep=protocol.targets, head=head, tick=tick
         )
-    retrieval = _retrieve(model, vocabulary, windows, protocol, tick)
+    retrieval = {
+        length: score_prompts(model, asked, tick=tick) for length, asked in prompts.items()
+    }
     progress(1.0)
     configuration: dict[str, Json] = {
         **protocol_settings(protocol, windows),
@@ -119,43 +122,29 @@ def _measure(
     )
 
 
-def _retrieval_vocabulary(
-    tokenizer: PreTrainedTokenizerBase, protocol: Protocol
-) -> tuple[RetrievalVocabulary | None, str | None]:
-    """The reserved tokens, or None and the reason why retrieval is not measured."""
+def _prompts(
+    tokenizer: PreTrainedTokenizerBase, windows: Windows, protocol: Protocol
+) -> tuple[dict[int, list[RetrievalPrompt]], str | None]:
+    """Prompts by length, or none and the reason why retrieval is not measured."""
     if protocol.prompts == 0:
-        return None, "not asked for"
+        return {}, "not asked for"
     try:
-        return RetrievalVocabulary.from_tokenizer(tokenizer), None
+        vocabulary = RetrievalVocabulary.from_tokenizer(tokenizer)
     except DataError as error:
-        return None, str(error)
-
-
-def _retrieve(
-    model: PreTrainedModel,
-    vocabulary: RetrievalVocabulary | None,
-    windows: Windows,
-    protocol: Protocol,
-    tick: Tick,
-) -> dict[int, RetrievalScores]:
-    if vocabulary is None:
-        return {}
-    return {
-        length: score_prompts(
-            model,
-            retrieval_prompts(
-                vocabulary,
-                windows.texts,
-                length=length,
-                count=protocol.prompts,
-                pairs=protocol.pairs,
-                bos=windows.bos,
-                seed=protocol.seed,
-            ),
-            tick=tick,
+        return {}, str(error)
+    prompts = {
+        length: retrieval_prompts(
+            vocabulary,
+            windows.texts,
+            length=length,
+            count=protocol.prompts,
+            pairs=protocol.pairs,
+            bos=windows.bos,
+            seed=protocol.seed,
         )
         for length in protocol.lengths
     }
+    return prompts, None
 
 
 def _protocol_digest(

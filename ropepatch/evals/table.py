@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from ropepatch.evals.claims import Check, Claim, headline, multiple
+from ropepatch.evals.claims import Check, Claim, headline
 from ropepatch.evals.evaluation import Comparison, Evaluation
 from ropepatch.evals.wording import MISSING, show_interval
 
@@ -21,33 +23,38 @@ def print_table(
 ) -> None:
     """Print losses, gains, retrieval and the headline, with 95 % intervals."""
     console = console or Console()
-    console.print(_losses(stages))
-    console.print(_gains(stages))
-    console.print(_retrieval(stages))
-    for comparison in comparisons:
-        console.print(_differences(comparison))
-    console.print(_claims(headline(stages, checks)))
+    tables = [_losses(stages), _gains(stages), _retrieval(stages)]
+    tables += [_differences(comparison) for comparison in comparisons]
+    for table in [*tables, _claims(headline(stages, checks))]:
+        # Not as the table's own title, which wraps at the table's width.
+        title, table.title = table.title or "", None
+        console.print(Text(str(title), style="bold"))
+        console.print(table)
+        console.print()
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
 
 
 def _by_length(title: str, stages: Sequence[Evaluation]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table = _table(title)
     table.add_column("tokens", justify="right", no_wrap=True)
     for stage in stages:
-        table.add_column(stage.label, justify="right")
+        table.add_column(Text(stage.label), justify="right")
     return table
-
-
-def _row_name(stage: Evaluation, length: int) -> str:
-    return f"{length} ({multiple(stage, length)})"
 
 
 def _losses(stages: Sequence[Evaluation]) -> Table:
     targets = stages[0].configuration["targets"]
-    title = f"Loss of the same last {targets} tokens, nats per token [95 %]"
+    trained = f"trained to {stages[0].trained_length}"
+    title = f"Loss of the same last {targets} tokens, nats per token [95 %], {trained}"
     table = _by_length(title, stages)
     for length in stages[0].lengths:
         cells = [show_interval(stage.target_loss(length)) for stage in stages]
-        table.add_row(_row_name(stages[0], length), *cells)
+        table.add_row(str(length), *cells)
     return table
 
 
@@ -61,7 +68,7 @@ def _gains(stages: Sequence[Evaluation]) -> Table:
             else "0"
             for stage in stages
         ]
-        table.add_row(_row_name(stages[0], length), *cells)
+        table.add_row(str(length), *cells)
     return table
 
 
@@ -71,13 +78,13 @@ def _retrieval(stages: Sequence[Evaluation]) -> Table:
     table = _by_length(f"Retrieval, share of right answers ({chance}) [95 %]", stages)
     for length in stages[0].lengths:
         cells = [show_interval(stage.accuracy(length), digits=2) for stage in stages]
-        table.add_row(_row_name(stages[0], length), *cells)
+        table.add_row(str(length), *cells)
     return table
 
 
 def _differences(comparison: Comparison) -> Table:
     title = f"{comparison.after} minus {comparison.before} (paired) [95 %]"
-    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table = _table(title)
     for column in ("tokens", "loss, nats per token", "retrieval"):
         table.add_column(column, justify="right")
     for length, loss in comparison.target_losses.items():
@@ -87,7 +94,7 @@ def _differences(comparison: Comparison) -> Table:
 
 
 def _claims(claims: Sequence[Claim]) -> Table:
-    table = Table(title="Answers", title_justify="left", title_style="bold", pad_edge=False)
+    table = _table("Answers")
     table.add_column("question")
     table.add_column("verdict", no_wrap=True)
     table.add_column("number [95 %]", justify="right")
@@ -97,6 +104,6 @@ def _claims(claims: Sequence[Claim]) -> Table:
         if claim.interval is not None:
             signed = claim.unit == "nats per token"
             number = f"{show_interval(claim.interval, signed=signed)}\n{claim.unit}"
-        question = f"{claim.question}\n[dim]{claim.detail}[/dim]"
-        table.add_row(question, f"[{style}]{claim.verdict}[/{style}]", number)
+        question = Text.assemble(claim.question, "\n", (claim.detail, "dim"))
+        table.add_row(question, Text(claim.verdict, style=style), number)
     return table

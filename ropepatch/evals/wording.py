@@ -24,8 +24,11 @@ def show_range(interval: Interval, *, digits: int = 3, signed: bool = False) -> 
 
 
 def show_interval(interval: Interval | None, *, digits: int = 3, signed: bool = False) -> str:
-    """A value and its interval; a dash where nothing was measured."""
+    """A value and its interval; a dash where nothing was measured.
+
+    No space inside of the brackets: a narrow column then breaks in front of them.
+    """
     if interval is None:
         return MISSING
     value = show_number(interval.value, digits=digits, signed=signed)
-    return f"{value} {show_range(interval, digits=digits, signed=signed)}"
+    return f"{value} {show_range(interval, digits=digits, signed=signed).replace(', ', ',')}"
