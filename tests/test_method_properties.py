@@ -15,7 +15,7 @@ NEUTRAL = {  # the options with which a method changes nothing at factor 1
     "longrope": {"short_factor": [1.0] * 32, "long_factor": [1.0] * 32},
     "power": {"exponent": 0},
     "proportional": {"proportion": 1},
-    "truncated": {"keep_above": 1e-9, "stop_below": 1e-9},
+    "truncated": {"keep_above": 1e-9, "stop_below": 1e-9, "middle": 1e-9},
 }
 LENGTH_DEPENDENT = ("dynamic_linear", "dynamic_ntk", "dynamic_yarn", "longrope")
 

@@ -1,7 +1,7 @@
 """What a method is: options and maths in one frozen dataclass, told about a checkpoint by a geometry."""
 
 import dataclasses
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,7 +30,11 @@ def require_number(
         if bound is not None
     ]
     allowed = " ".join(["a finite number", " and ".join(bounds)]).rstrip()
-    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+    if (
+        isinstance(given, bool)
+        or not isinstance(given, int | float)
+        or not abs(given) <= sys.float_info.max
+    ):
         raise MethodOptionError(f"{option} is {given!r}; allowed: {allowed}")
     if (
         (at_least is not None and given < at_least)

@@ -50,6 +50,12 @@ class Truncated(Method):
                 f"stop_below is {self.stop_below!r}; allowed: at most keep_above ({self.keep_above!r})"
             )
 
+        if self.middle > self.stop_below:
+            raise MethodOptionError(
+                f"middle is {self.middle!r}; allowed: at most stop_below ({self.stop_below!r}), so that no"
+                " pair turns faster than before"
+            )
+
     def rotary(self, geometry: RotaryGeometry, length: Tensor | None = None) -> RotaryFrequencies:
         trained = geometry.original_max_position_embeddings
         inv_freq = geometry.inv_freq

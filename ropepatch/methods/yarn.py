@@ -63,6 +63,11 @@ class NtkByParts(Method):
             low, high = math.floor(low), math.ceil(high)
         # dim − 1 and not dim/2 − 1, as in the authors' code: it changes the ramp of short checkpoints.
         low, high = max(low, 0), min(high, geometry.dim - 1)
+        if high < low:
+            raise MethodOptionError(
+                f"beta_slow is {self.beta_slow!r}; allowed: what some pair turns within {length} tokens,"
+                ' or ramp="turns"; as it is, no pair would be scaled'
+            )
         if low == high:
             high += 0.001
         return 1.0 - linear_ramp(torch.arange(geometry.dim // 2, dtype=torch.float64), low, high)
