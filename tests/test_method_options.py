@@ -110,7 +110,11 @@ def test_what_is_no_finite_number_is_refused(name, option, value):
             "high_freq_factor is 4; allowed: more than low_freq_factor (4)",
         ),
         ("truncated", {"stop_below": 2}, "stop_below is 2; allowed: at most keep_above (1.0)"),
-        ("truncated", {"middle": 1}, "middle is 1; allowed: at most stop_below (0.125)"),
+        (
+            "truncated",
+            {"middle": 1},
+            "middle is 1; allowed: at most stop_below (0.125), so that no pair turns faster than before",
+        ),
         ("yarn", {"truncate": 0}, "truncate is 0; allowed: True or False"),
         ("yarn", {"truncate": "no"}, "truncate is 'no'; allowed: True or False"),
         ("yarn", {"ramp": "paper"}, "ramp is 'paper'; allowed: 'index' or 'turns'"),
