@@ -215,7 +215,9 @@ def _about_zero(axes: Axes) -> None:
     marks = [-size for size in sizes] + [-0.05, 0.0, 0.05] + sizes
     axes.yaxis.set_major_locator(FixedLocator([mark for mark in marks if low <= mark <= high]))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(lambda change, _: f"{change:+g}" if change else "0")
+    axes.yaxis.set_major_formatter(
+        lambda change, _: f"{change:+g}".replace("-", "−") if change else "0"
+    )
     _level(axes, 0.0)
 
 
