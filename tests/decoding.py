@@ -1,0 +1,79 @@
+"""How the contract tests run a model: with padding, and through each kind of cache."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from tiny_models import token_ids
+from torch import Tensor, nn
+from transformers import DynamicCache, StaticCache
+
+PADDINGS = ("none", "left", "right")
+CACHES = (None, "dynamic", "static")
+LENGTH = 40  # beyond the trained length of the tiny models, 32
+PADS = 5
+STEPS = 3  # tokens decoded one by one after the prefill
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Two rows of tokens, the second one padded, and what tells padding from text."""
+
+    ids: Tensor  # (2, tokens)
+    mask: Tensor | None = None  # (2, tokens)
+    position_ids: Tensor | None = None  # (2, tokens)
+
+    def until(self, end: int) -> dict[str, Any]:
+        """Arguments of a call that gives the model everything up to `end`."""
+        return self.between(0, end)
+
+    def between(self, start: int, end: int) -> dict[str, Any]:
+        """Arguments of a call that continues a cache of `start` tokens."""
+        positions = self.position_ids
+        return {
+            "input_ids": self.ids[:, start:end],
+            "attention_mask": None if self.mask is None else self.mask[:, :end],
+            "position_ids": None if positions is None else positions[:, start:end],
+        }
+
+
+def make_batch(padding: str, length: int = LENGTH, *, pads: int = PADS) -> Batch:
+    """Two rows; `padding` is where the second one has its pads."""
+    ids = token_ids(2, length)
+    if padding == "none":
+        return Batch(ids)
+    mask = torch.ones_like(ids)
+    if padding == "right":
+        mask[1, length - pads :] = 0
+        return Batch(ids, mask)
+    mask[1, :pads] = 0
+    return Batch(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
+
+
+def make_cache(model: nn.Module, kind: str, length: int) -> Any:
+    """An empty cache with room for `length` tokens."""
+    config = model.config.get_text_config(decoder=True)
+    if kind == "static":
+        return StaticCache(config=config, max_cache_len=length)
+    return DynamicCache(config=config)
+
+
+@torch.no_grad()
+def answer(model: nn.Module, batch: Batch, cache_kind: str | None = None) -> Tensor:
+    """Logits of all real tokens; with a cache: prefill, then token by token. (tokens, vocabulary)"""
+    length = batch.ids.shape[1]
+    if cache_kind is None:
+        out = model(**batch.until(length), use_cache=False).logits
+    else:
+        cache = make_cache(model, cache_kind, length)
+        borders = [0, *range(length - STEPS, length + 1)]
+        out = torch.cat(
+            [
+                model(**batch.between(start, end), past_key_values=cache, use_cache=True).logits
+                for start, end in pairwise(borders)
+            ],
+            dim=1,
+        )
+    real = torch.ones_like(batch.ids) if batch.mask is None else batch.mask
+    return out[real.bool()]
