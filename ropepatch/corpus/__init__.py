@@ -1,0 +1,32 @@
+"""Text to train and measure on: documents, their tokens, and retrieval tasks built from them."""
+
+from ropepatch.corpus.documents import (
+    HELD_OUT_MODULES,
+    Document,
+    Split,
+    load_documents,
+    read_documents,
+    standard_library,
+)
+from ropepatch.corpus.retrieval import (
+    RetrievalPrompt,
+    RetrievalVocabulary,
+    retrieval_prompt,
+    retrieval_sequence,
+)
+from ropepatch.corpus.tokenizer import encode, train_tokenizer
+
+__all__ = [
+    "HELD_OUT_MODULES",
+    "Document",
+    "RetrievalPrompt",
+    "RetrievalVocabulary",
+    "Split",
+    "encode",
+    "load_documents",
+    "read_documents",
+    "retrieval_prompt",
+    "retrieval_sequence",
+    "standard_library",
+    "train_tokenizer",
+]
