@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaAttention
 
 from ropepatch.errors import ConfigError
 
@@ -29,6 +29,16 @@ _MATCH_SCORE = 28.0  #: before the softmax, for equal tokens
 _EMBEDDING_GAIN = 3.0  #: or the outputs of the first layer drown the tokens' own embeddings
 _CONSTANT = 6.0  #: of the constant channel, in standard deviations of the embedding
 _SIGNATURE_NORM = 0.5  #: of the embedding's norm
+
+
+class _Attention(Protocol):
+    """What the circuit uses of a Llama's attention."""
+
+    head_dim: int
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ def _random_projection(rows: int, reserved: int, hidden: int, generator: torch.G
     return projection
 
 
-def _attend_to_previous(attention: LlamaAttention, layout: _Layout, inv_freq: Tensor) -> None:
+def _attend_to_previous(attention: _Attention, layout: _Layout, inv_freq: Tensor) -> None:
     """Keys are turned one position ahead, so that a query fits the position before its own best."""
     head_dim = attention.head_dim
     query, key = attention.q_proj.weight, attention.k_proj.weight
@@ -117,7 +127,7 @@ def _attend_to_previous(attention: LlamaAttention, layout: _Layout, inv_freq: Te
     key[partners, 0] = amplitude * inv_freq.sin()
 
 
-def _write_signature(attention: LlamaAttention, down_proj: Tensor, layout: _Layout) -> None:
+def _write_signature(attention: _Attention, down_proj: Tensor, layout: _Layout) -> None:
     rows = len(layout.signature)
     value, out = attention.v_proj.weight, attention.o_proj.weight
     # Nothing else in this layer may write where the constant and the signature are kept.
@@ -130,7 +140,7 @@ def _write_signature(attention: LlamaAttention, down_proj: Tensor, layout: _Layo
     out[1 : 1 + rows, :rows] = gain * torch.eye(rows)
 
 
-def _match_signature(attention: LlamaAttention, layout: _Layout) -> None:
+def _match_signature(attention: _Attention, layout: _Layout) -> None:
     head_dim, rows = attention.head_dim, len(layout.signature)
     query, key = attention.q_proj.weight, attention.k_proj.weight
     half = torch.arange(head_dim // 2 - _SLOW_PAIRS, head_dim // 2)
@@ -143,7 +153,7 @@ def _match_signature(attention: LlamaAttention, layout: _Layout) -> None:
     key[slow, 1 + torch.arange(rows)] = gain
 
 
-def _copy_token(attention: LlamaAttention, layout: _Layout) -> None:
+def _copy_token(attention: _Attention, layout: _Layout) -> None:
     attention.v_proj.weight[: attention.head_dim] = layout.copy
     gain = layout.norm / layout.projected(layout.copy)
     attention.o_proj.weight[:, : attention.head_dim] = gain * layout.copy.T
