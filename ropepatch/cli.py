@@ -5,15 +5,24 @@ Heavy imports happen inside of the commands, so that `--help` and mistakes answe
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ropepatch.errors import RopepatchError
+from ropepatch import __version__
+from ropepatch.errors import ConfigError, RopepatchError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig
 
 Command = Callable[[argparse.Namespace], None]
 
 USER_ERROR = 2
 INTERRUPTED = 130  #: what a shell reports for a program that Ctrl-C ended
+MULTIPLES = (1, 2, 4, 8)  #: of the trained length, for `eval`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     command: Command = options.command
     try:
-        command(options)
+        with warnings.catch_warnings():
+            # What one library has to tell another is nothing that a user can act on.
+            warnings.simplefilter("ignore", FutureWarning)
+            command(options)
     except RopepatchError as error:
         print(f"ropepatch: error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -36,34 +48,230 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ropepatch", description="Extend the context of a Hugging Face checkpoint."
     )
+    parser.add_argument("--version", action="version", version=f"ropepatch {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_train(commands)
+
+    def add(name: str, run: Command, purpose: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=purpose, description=purpose)
+        added.set_defaults(command=run)
+        return added
+
+    add("methods", show_methods, "list the methods and what they need")
+    _add_model(add("inspect", inspect, "show how a checkpoint encodes positions"))
+    _add_patch(add("patch", patch, "save a patched copy of a checkpoint"))
+    _add_train(add("train", train, "run a recipe, or go on with it"))
+    _add_eval(add("eval", measure, "measure losses and retrieval up to 8 times the length"))
+    demo_parser = add("demo", demo, "extend the bundled checkpoint and report what that does")
+    _add_output(demo_parser, "out/demo")
     return parser
 
 
-def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("train", help="run a recipe, or go on with it")
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint's directory or Hub name")
+
+
+def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--output", type=Path, default=Path(default), help=f"directory for results ({default})"
+    )
+
+
+def _add_patch(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("directory", type=Path, metavar="OUT", help="where to save it")
+    parser.add_argument("--method", default="yarn", help="see `ropepatch methods` (yarn)")
+    parser.add_argument("--factor", type=float, help="target length over trained length (4)")
+    parser.add_argument("--target-length", type=int, help="tokens; instead of --factor")
+    parser.add_argument("--replace", action="store_true", help="in place of scaling it has")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="of the method"
+    )
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="training.max_steps=10 …"
+        "overrides", nargs="*", metavar="section.key=value", help="such as training.max_steps=10"
     )
-    parser.set_defaults(command=train_command)
 
 
-def train_command(options: argparse.Namespace) -> None:
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--data", default="stdlib", help="text file or directory (stdlib)")
+    parser.add_argument("--lengths", type=int, nargs="+", help="tokens (1, 2, 4, 8 times trained)")
+    parser.add_argument("--windows", type=int, default=50, help="held-out windows (50)")
+    parser.add_argument("--prompts", type=int, default=64, help="retrieval prompts per length (64)")
+    _add_output(parser, "out/eval")
+
+
+def show_methods(_: argparse.Namespace) -> None:
+    """A table of all methods."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ropepatch.methods.registry import method_class, methods_for
+
+    table = Table("method", "scales", "frequencies", "options", box=None, pad_edge=False)
+    for name in methods_for():
+        cls = method_class(name)
+        options = [field.name for field in fields(cls) if field.name != "factor"]
+        kind = "follow the length" if cls.length_dependent else "fixed"
+        table.add_row(name, ", ".join(cls.mechanisms()), kind, ", ".join(options))
+    Console().print(table)
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """What patch_model would find, and what was patched already."""
+    model = _open_model(options.model)
+
+    from ropepatch import list_methods
+    from ropepatch.adapters.pretrained import pretrained_model, text_config
+
+    root = pretrained_model(model)
+    config = text_config(root)
+    rows = {
+        "model": f"{type(root).__name__} ({config.model_type})",
+        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        "tokens": f"{config.max_position_embeddings:,}",
+        "positions": _positions(config),
+        "patch": _patch_summary(config),
+        "methods": ", ".join(list_methods(model)),
+    }
+    for name, value in rows.items():
+        print(f"{name:<12}{value}")
+
+
+def _positions(config: "PreTrainedConfig") -> str:
+    """`default, base 10,000`, for every layer type that rotates."""
+    from ropepatch.adapters.rotary import parameters_of, rope_types
+
+    lines = []
+    for layer_type, rope_type in rope_types(config).items():
+        base = parameters_of(config.rope_parameters, layer_type)["rope_theta"]
+        where = f"{layer_type}: " if layer_type else ""
+        lines.append(f"{where}rotary, {rope_type}, base {base:,.0f}")
+    return "; ".join(lines)
+
+
+def _patch_summary(config: "PreTrainedConfig") -> str:
+    from ropepatch.manifest import CONFIG_KEY, Manifest
+
+    content = getattr(config, CONFIG_KEY, None)
+    return "none" if content is None else Manifest.from_json(content, "the config").summary()
+
+
+def patch(options: argparse.Namespace) -> None:
+    """Patch, verify, save."""
+    method_options = parse_options(options.set)
+    model = _open_model(options.model)
+
+    from ropepatch import patch_info, patch_model, save_pretrained, verify
+    from ropepatch.training.pretrained import open_tokenizer
+
+    patch_model(
+        model,
+        options.method,
+        options.factor,
+        target_length=options.target_length,
+        replace=options.replace,
+        **method_options,
+    )
+    verify(model)
+    info = patch_info(model)
+    assert info is not None
+    save_pretrained(model, options.directory, open_tokenizer(options.model))
+    print(
+        f"{info.method} ×{info.factor:g}: {info.original_max_position_embeddings} → "
+        f"{info.max_position_embeddings} tokens, {len(info.sites)} module(s): {options.directory}"
+    )
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """`["beta_fast=16"]` → `{"beta_fast": 16}`; values are YAML."""
+    import yaml
+
+    options = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--set takes OPTION=VALUE; found {text!r}")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {key}: {value!r} is not a YAML value") from None
+    return options
+
+
+def train(options: argparse.Namespace) -> None:
     """Train with a progress bar and say where the result lies."""
-    from ropepatch.training.progress import TerminalProgress, duration
     from ropepatch.training.recipe import load_recipe
-    from ropepatch.training.runner import train
 
     recipe = load_recipe(options.recipe, tuple(options.overrides))
+
+    from ropepatch.training.progress import TerminalProgress, duration
+    from ropepatch.training.runner import train as run
+
     with TerminalProgress(options.recipe.stem) as progress:
-        result = train(recipe, progress)
+        result = run(recipe, progress)
     if result.loss is None:
         print(f"this recipe was finished before: {result.directory}")
     else:
-        loss, time = f"{result.loss:.3f}", duration(result.seconds)
-        print(f"{result.steps} steps, last loss {loss}, {time}: {result.directory}")
+        time = duration(result.seconds)
+        print(f"{result.steps} steps, last loss {result.loss:.3f}, {time}: {result.directory}")
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measure one model, print the table, write the report."""
+    model = _open_model(options.model)
+
+    from ropepatch.adapters.pretrained import pretrained_model, text_config
+    from ropepatch.corpus import load_documents
+    from ropepatch.evals import evaluate, print_table, write_report
+    from ropepatch.training.pretrained import open_tokenizer
+    from ropepatch.training.progress import ShareProgress
+
+    trained = _trained_length(text_config(pretrained_model(model)))
+    with ShareProgress(f"measure {options.model}") as progress:
+        stage = evaluate(
+            pretrained_model(model),
+            open_tokenizer(options.model),
+            load_documents(options.data, "held_out"),
+            lengths=sorted(options.lengths or [trained * multiple for multiple in MULTIPLES]),
+            trained_length=trained,
+            label=options.model,
+            windows=options.windows,
+            prompts=options.prompts,
+            progress=progress,
+        )
+    print_table([stage])
+    print(write_report([stage], [], options.output, title=f"{options.model}, measured"))
+
+
+def _trained_length(config: "PreTrainedConfig") -> int:
+    """Tokens that the checkpoint was trained to before any patch."""
+    from ropepatch.manifest import CONFIG_KEY, Manifest
+
+    content = getattr(config, CONFIG_KEY, None)
+    if content is None:
+        return int(config.max_position_embeddings)
+    return Manifest.from_json(content, "the config").original_max_position_embeddings
+
+
+def demo(options: argparse.Namespace) -> None:
+    """`make demo`."""
+    from ropepatch.demo import main as run_demo
+
+    run_demo(options.output)
+
+
+def _open_model(source: str) -> "nn.Module":
+    from transformers.utils import logging
+
+    from ropepatch.training.pretrained import open_model
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return open_model(source)
 
 
 if __name__ == "__main__":

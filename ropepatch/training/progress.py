@@ -103,7 +103,8 @@ class TerminalProgress:
 
     def __init__(self, title: str) -> None:
         self.console = Console(stderr=True)
-        self.last_line = 0.0
+        self.last_line = -SECONDS_BETWEEN_LINES
+        self.last_step = 0
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -134,9 +135,9 @@ class TerminalProgress:
 
     def _line(self, progress: TrainingProgress, status: str) -> None:
         now = time.monotonic()
-        last = progress.step == progress.max_steps
-        if last or now - self.last_line >= SECONDS_BETWEEN_LINES:
-            self.last_line = now
+        due = now - self.last_line >= SECONDS_BETWEEN_LINES
+        if progress.step != self.last_step and (due or progress.step == progress.max_steps):
+            self.last_line, self.last_step = now, progress.step
             print(f"step {progress.step}/{progress.max_steps}  {status}", file=sys.stderr)
 
 
@@ -158,3 +159,32 @@ def duration(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+class ShareProgress:
+    """The same for work that tells the share of it that is done."""
+
+    def __init__(self, title: str) -> None:
+        self.terminal = TerminalProgress(title)
+        self.started = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        self.terminal.__enter__()
+        self.started = time.perf_counter()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self.terminal.__exit__(*raised)
+
+    def __call__(self, share: float) -> None:
+        elapsed = time.perf_counter() - self.started
+        left = elapsed * (1 - share) / share if share > 0 else None
+        self.terminal(
+            TrainingProgress(
+                step=round(100 * share),
+                max_steps=100,
+                loss=None,
+                tokens_per_second=None,
+                seconds_left=left,
+            )
+        )

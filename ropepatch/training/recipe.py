@@ -10,7 +10,8 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ropepatch.errors import ConfigError
+from ropepatch.errors import ConfigError, MethodError
+from ropepatch.methods import make_method
 from ropepatch.training.mixture import Shares
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=False)
@@ -56,6 +57,12 @@ class PatchRecipe:
     method: str = "yarn"
     factor: Annotated[float, Field(ge=1)] = 4.0
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            make_method(self.method, factor=self.factor, **self.options)
+        except MethodError as error:
+            raise ValueError(str(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -159,13 +166,17 @@ def recipe_tree(recipe: Recipe) -> dict[str, Any]:
 def recipe_differences(old: object, new: object, at: str = "") -> list[str]:
     """Where two trees differ: `training.max_steps: 10 → 20`."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [] if old == new else [f"{at}: {old} → {new}"]
+        return [] if old == new else [f"{at}: {_brief(old)} → {_brief(new)}"]
     keys = [*old, *(key for key in new if key not in old)]
     return [
         line
         for key in keys
         for line in recipe_differences(old.get(key), new.get(key), f"{at}.{key}".lstrip("."))
     ]
+
+
+def _brief(value: object) -> str:
+    return "{…}" if isinstance(value, dict) and value else str(value)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

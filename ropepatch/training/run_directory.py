@@ -17,6 +17,7 @@ from ropepatch.errors import CheckpointError, ConfigError
 from ropepatch.training.recipe import Recipe, recipe_differences, recipe_tree
 
 STAGING = ".staging-"
+NEARLY_NOTHING = 1 << 20  #: bytes
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 SHARDED = "model.safetensors.index.json"
 
@@ -54,11 +55,15 @@ class RunDirectory:
     def _claim_recipe(self, path: Path) -> None:
         # Through YAML, so that what is compared is what a file can hold.
         text = yaml.safe_dump(recipe_tree(self.recipe), sort_keys=False, allow_unicode=True)
-        if not path.exists():
+        # A run that has saved nothing holds nothing to protect: its recipe may be corrected.
+        if path.exists() and (self.result.exists() or any(self.path.glob("checkpoint-*"))):
+            self._refuse_other(yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(text))
+        else:
             write_whole(path, text)
-            return
-        old = yaml.safe_load(path.read_text(encoding="utf-8"))
-        differences = recipe_differences(old, yaml.safe_load(text))
+
+    def _refuse_other(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        # A directory may be moved, or named in another way.
+        differences = recipe_differences(old | {"output_dir": ""}, new | {"output_dir": ""})
         if differences:
             raise ConfigError(
                 f"output_dir {self.path} belongs to a run of another recipe "
@@ -79,18 +84,23 @@ class RunDirectory:
     def publish(self, name: str) -> Iterator[Path]:
         """A directory aside; what the block puts at `name` in it is there afterwards, or nothing.
 
-        Raises CheckpointError for all that goes wrong: on a full disk one writer raises OSError,
-        torch RuntimeError, safetensors its own.
+        Raises CheckpointError for all that goes wrong.
         """
-        try:
-            with tempfile.TemporaryDirectory(prefix=STAGING, dir=self.path) as staging:
+        with tempfile.TemporaryDirectory(prefix=STAGING, dir=self.path) as staging:
+            try:
                 yield Path(staging)
                 replace_directory(Path(staging, name), self.path / name)
-        except Exception as error:
-            raise CheckpointError(
-                f"could not save {self.path / name} ({error}); {self.kept()}; "
-                f"once that is mended, run the same recipe again to go on from there"
-            ) from error
+            except Exception as error:
+                raise CheckpointError(
+                    f"could not save {self.path / name}: {self._reason(error)}; {self.kept()}; "
+                    f"once that is mended, run the same recipe again to go on from there"
+                ) from error
+
+    def _reason(self, error: Exception) -> str:
+        """On a full disk torch and safetensors say little or something else."""
+        if shutil.disk_usage(self.path).free < NEARLY_NOTHING:
+            return "the disk is full"
+        return str(error)
 
     def kept(self) -> str:
         """What is left after a run broke off, for its message."""

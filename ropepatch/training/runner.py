@@ -1,8 +1,10 @@
 """Run a recipe: model, patch, adapter, data and the Trainer, put together."""
 
 import dataclasses
+import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,7 +12,6 @@ from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,6 +32,7 @@ from ropepatch.errors import CheckpointError, ConfigError, DataError
 from ropepatch.patch import patch_model
 from ropepatch.training.lora import add_lora
 from ropepatch.training.mixture import TrainingMixture
+from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.training.progress import (
     MetricsCallback,
     ProgressCallback,
@@ -40,6 +42,9 @@ from ropepatch.training.progress import (
 from ropepatch.training.recipe import ModelRecipe, Recipe, TokenizerRecipe, did_you_mean
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.trainer import RunTrainer, training_arguments
+
+
+MESSAGE = 300  #: characters of an error of transformers, which may list all models that it has
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -70,16 +75,29 @@ def train(
     trainer = prepare(recipe, run, progress, callbacks)
     checkpoint = run.last_good_checkpoint()
     forget_metrics_after(run.metrics, _step_of(checkpoint))
-    try:
+    with _explained(run):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _save_result(trainer, recipe, run)
-    except KeyboardInterrupt:
-        raise TrainingInterrupted(
-            f"stopped; {run.kept()}; run the same recipe again to go on"
-        ) from None
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     seconds = time.perf_counter() - started
     return TrainingResult(run.result, trainer.state.global_step, losses[-1], seconds)
+
+
+@contextmanager
+def _explained(run: RunDirectory) -> Iterator[None]:
+    """Say of a run that breaks off what is kept and how to go on."""
+    again = "run the same recipe again to go on"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(f"stopped; {run.kept()}; {again}") from None
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"could not write to {run.path} ({error.strerror}); {run.kept()}; "
+            f"once that is mended, {again}"
+        ) from error
 
 
 def prepare(
@@ -146,7 +164,7 @@ def training_data(
 def load_tokenizer(recipe: Recipe, documents: list[Document]) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer, or one trained on the documents."""
     if recipe.model.path is not None:
-        return AutoTokenizer.from_pretrained(_existing(recipe.model.path))
+        return open_tokenizer(recipe.model.path)
     options = recipe.model.tokenizer or TokenizerRecipe()
     return train_tokenizer(
         documents, model_max_length=recipe.data.length, **dataclasses.asdict(options)
@@ -159,8 +177,8 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     if len(tokenizer) > rows:
         raise DataError(
-            f"the tokenizer does not fit the model: {len(tokenizer)} tokens, but the model has "
-            f"embeddings for {rows}; use the tokenizer that the model was trained with"
+            f"the tokenizer does not fit the model: it has {len(tokenizer)} tokens, but the model "
+            f"has embeddings for {rows}; use the tokenizer that the model was trained with"
         )
     if recipe.patch is not None:
         patch = recipe.patch
@@ -170,13 +188,15 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
 
 def _base_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     dtype = getattr(torch, recipe.dtype)
-    if recipe.path is not None:
-        # transformers would load a checkpoint in the dtype that it was saved in.
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            _existing(recipe.path), dtype=dtype
+    if recipe.path is None:
+        return _new_model(dict(recipe.config or {}), tokenizer, dtype)
+    # Without a dtype, transformers keeps the one that the checkpoint was saved in.
+    model = open_model(recipe.path, dtype)
+    if not isinstance(model, PreTrainedModel):
+        raise ConfigError(
+            f"model.path {recipe.path} is an adapter; merge it into its base, and give that"
         )
-        return model
-    return _new_model(dict(recipe.config or {}), tokenizer, dtype)
+    return model
 
 
 def _new_model(
@@ -190,8 +210,9 @@ def _new_model(
         config = AutoConfig.for_model(model_type, **fields)
         _refuse_unknown(fields, config)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"model.config does not describe a {model_type} model: {error}") from None
+    except Exception as error:  # of any kind: what a config is checked by differs between models
+        reason = textwrap.shorten(str(error), MESSAGE)
+        raise ConfigError(f"model.config is no {model_type} model: {reason}") from error
     return model
 
 
@@ -214,11 +235,3 @@ def _save_result(trainer: RunTrainer, recipe: Recipe, run: RunDirectory) -> None
 
 def _step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.name.partition("-")[2]) if checkpoint else 0
-
-
-def _existing(path: str) -> Path:
-    directory = Path(path)
-    if not (directory / "config.json").is_file():
-        found = "has no config.json" if directory.is_dir() else "does not exist"
-        raise CheckpointError(f"model.path {path} {found}; give the directory of a checkpoint")
-    return directory

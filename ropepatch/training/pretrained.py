@@ -1,0 +1,63 @@
+"""Checkpoints by directory or Hub name: models with their patch, and tokenizers."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from ropepatch.checkpoint import ADAPTER_CONFIG, load_pretrained
+from ropepatch.errors import CheckpointError, RopepatchError
+from ropepatch.manifest import CONFIG_KEY
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def open_model(source: str, dtype: torch.dtype | Literal["auto"] = "auto") -> nn.Module:
+    """The model, patched if it was saved patched; with its base if it is an adapter."""
+    with _readable(source):
+        if is_adapter(source) or _names_patch(source):
+            return load_pretrained(source, dtype=dtype)
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        return model
+
+
+def open_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that was saved with a checkpoint."""
+    with _readable(source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        return tokenizer
+
+
+def is_adapter(source: str) -> bool:
+    return Path(source, ADAPTER_CONFIG).is_file()
+
+
+def _names_patch(source: str) -> bool:
+    config = AutoConfig.from_pretrained(source)
+    return hasattr(config.get_text_config(decoder=True), CONFIG_KEY)
+
+
+@contextmanager
+def _readable(source: str) -> Iterator[None]:
+    """One CheckpointError for the many that transformers and safetensors raise."""
+    local = Path(source).exists()
+    if not local and not _HUB_NAME.fullmatch(source):
+        raise CheckpointError(f"there is no checkpoint at {source}; check the path")
+    if local and not Path(source).is_dir():
+        raise CheckpointError(f"{source} is a file; give the directory of a checkpoint")
+    if local and not (Path(source, "config.json").is_file() or is_adapter(source)):
+        raise CheckpointError(f"{source} has no config.json; give the directory of a checkpoint")
+    try:
+        yield
+    except RopepatchError:
+        raise
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        where = "cannot be loaded" if local else "is no directory here, and not on the Hub"
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{source} {where}: {reason}") from error
