@@ -18,7 +18,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from ropepatch.errors import ConfigError
 
@@ -61,10 +61,10 @@ class _Layout:
 
 
 @torch.no_grad()
-def add_induction_circuit(model: LlamaForCausalLM, *, seed: int = 0) -> None:
+def add_induction_circuit(model: PreTrainedModel, *, seed: int = 0) -> None:
     """Write the circuit into a freshly initialised model, in place."""
     depth = model.config.num_hidden_layers
-    if model.config.model_type != "llama" or depth is None or depth < 2:
+    if not isinstance(model, LlamaForCausalLM) or depth is None or depth < 2:
         raise ConfigError(
             f"the induction circuit is written for a llama of at least two layers, not for a "
             f"{model.config.model_type} of {depth}; leave it out"

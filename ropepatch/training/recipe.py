@@ -39,15 +39,18 @@ class ModelRecipe:
     path: str | None = None
     config: dict[str, Any] | None = None  #: `model_type` (default llama) and fields of its config
     tokenizer: TokenizerRecipe | None = None  #: with `config` only
+    induction_circuit: bool = False  #: with `config` only: see training/induction.py
     dtype: DataType = "float32"  #: of the weights while they are trained
     save_dtype: DataType | None = None  #: of the saved model; `dtype` when not given
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.config is None):
             given = "both" if self.path is not None else "neither"
-            raise ValueError(f"takes either path or config; {given} was given")
+            raise ValueError(f"takes either path or config; found {given}")
         if self.path is not None and self.tokenizer is not None:
             raise ValueError("tokenizer is trained for a config; a path brings its own")
+        if self.path is not None and self.induction_circuit:
+            raise ValueError("induction_circuit is for the random weights of a config")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

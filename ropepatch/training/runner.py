@@ -30,6 +30,7 @@ from ropepatch.corpus import (
 )
 from ropepatch.errors import CheckpointError, ConfigError, DataError
 from ropepatch.patch import patch_model
+from ropepatch.training.induction import add_induction_circuit
 from ropepatch.training.lora import add_lora
 from ropepatch.training.mixture import TrainingMixture
 from ropepatch.training.pretrained import open_model, open_tokenizer
@@ -42,7 +43,6 @@ from ropepatch.training.progress import (
 from ropepatch.training.recipe import ModelRecipe, Recipe, TokenizerRecipe, did_you_mean
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.trainer import RunTrainer, training_arguments
-
 
 MESSAGE = 300  #: characters of an error of transformers, which may list all models that it has
 
@@ -189,7 +189,10 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
 def _base_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     dtype = getattr(torch, recipe.dtype)
     if recipe.path is None:
-        return _new_model(dict(recipe.config or {}), tokenizer, dtype)
+        new = _new_model(dict(recipe.config or {}), tokenizer, dtype)
+        if recipe.induction_circuit:
+            add_induction_circuit(new)
+        return new
     # Without a dtype, transformers keeps the one that the checkpoint was saved in.
     model = open_model(recipe.path, dtype)
     if not isinstance(model, PreTrainedModel):
