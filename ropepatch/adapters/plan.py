@@ -64,7 +64,7 @@ def plan_rotary(
     config = text_config(model)
     if not replace:
         require_unscaled(config)
-    length = original_max_position_embeddings or original_length(config)
+    length = original_length(config, original_max_position_embeddings)
     method = method_for(length)
     plain = [unscaled(model, module, config) for module in stock]
     scaled = chosen_layer_types(plain, layer_types)
@@ -111,7 +111,9 @@ def config_changes(
     after["max_position_embeddings"] = plan.max_position_embeddings
     unpatched = {name: copy.deepcopy(getattr(config, name)) for name in after}
     after[CONFIG_KEY] = plan.manifest(unpatched).to_json()
-    return [AttributeChange(config, name, value) for name, value in after.items()]
+    # Some configs hold an attribute under another name than the one by which it is asked for.
+    held = {name: type(config).attribute_map.get(name, name) for name in after}
+    return [AttributeChange(config, held[name], value) for name, value in after.items()]
 
 
 def generation_changes(

@@ -77,6 +77,12 @@ def find_rotary_modules(model: PreTrainedModel) -> list[RotaryModule]:
 
     Raises UnsupportedModelError, saying what was found, unless each of them is understood.
     """
+    if getattr(text_config(model), "alibi", False):
+        # Falcon builds a rotary module in any case, and ignores it when its config asks for ALiBi.
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes its positions from ALiBi biases (alibi=True in its config);"
+            " ropepatch scales rotary positions"
+        )
     modules = text_modules(model)
     found = [
         understand(name, modules[name.rpartition(".")[0]], module)
@@ -121,6 +127,16 @@ def understand(path: str, parent: nn.Module, module: nn.Module) -> RotaryModule:
             f"{where} is not understood: buffers {', '.join(buffers)}, rope_type"
             f" {getattr(module, 'rope_type', 'missing')!r}; nothing was patched"
         )
+    if getattr(module, "mrope_section", None):
+        raise UnsupportedModelError(
+            f"{where} rotates by several positions for each token (mrope_section"
+            f" {module.mrope_section}); nothing was patched"
+        )
+    if isinstance(parent, nn.ModuleList):
+        raise UnsupportedModelError(
+            f"{where} is one of a list, and how layers choose among them is not understood;"
+            " nothing was patched"
+        )
     if any(buffer.is_meta for buffer in module.buffers()):
         raise UnsupportedModelError(
             f"{where} is on the meta device and has no values; load the weights, then patch"
@@ -135,7 +151,8 @@ def understand(path: str, parent: nn.Module, module: nn.Module) -> RotaryModule:
 def probe_layout(where: str, module: nn.Module, layer_type: str | None) -> Layout:
     """How the module spreads angles over channels, from what it answers to a few positions."""
     inv_freq = frequency_buffer(module, layer_type).float()
-    position_ids = torch.tensor([[0, 1, 2, 7, 64]], device=inv_freq.device)
+    # Near positions, beyond which transformers' own dynamic scaling would start to change the module.
+    position_ids = torch.tensor([[0, 1, 2, 3, 7]], device=inv_freq.device)
     arguments = () if layer_type is None else (layer_type,)
     factor = getattr(module, prefixed("attention_scaling", layer_type), 1.0)
     x = torch.zeros(1, 5, 1, device=inv_freq.device)
@@ -190,18 +207,28 @@ def unscaled(model: PreTrainedModel, found: RotaryModule, config: PreTrainedConf
     return understand(found.path, found.parent, rebuilt)
 
 
-def original_length(config: PreTrainedConfig) -> int:
-    """Tokens that the checkpoint was trained to, as its config tells. Raises LengthError if it cannot."""
-    scaled = [name for name, kind in rope_types(config).items() if kind != "default"]
-    if not scaled:
+def original_length(config: PreTrainedConfig, given: int | None) -> int:
+    """Tokens that the checkpoint was trained to: as given, or as its config tells.
+
+    Raises LengthError for what cannot be a length, and when the config does not tell.
+    """
+    if given is not None:
+        if type(given) is not int or given < 1:
+            raise LengthError(
+                f"original_max_position_embeddings is {given!r}; allowed: a whole number of tokens,"
+                " at least 1"
+            )
+        return given
+    scaled = {name: kind for name, kind in rope_types(config).items() if kind != "default"}
+    # transformers' `dynamic` scales beyond max_position_embeddings, so that stays the original length.
+    if set(scaled.values()) <= {"dynamic"}:
         return int(config.max_position_embeddings)
-    length = parameters_of(config.rope_parameters, scaled[0]).get(
-        "original_max_position_embeddings"
-    )
+    name, kind = next(iter(scaled.items()))
+    length = parameters_of(config.rope_parameters, name).get("original_max_position_embeddings")
     if length is None:
         raise LengthError(
-            f"the config scales its positions ({rope_types(config)[scaled[0]]!r}) but does not say"
-            " from which length; give original_max_position_embeddings="
+            f"the config scales its positions ({kind!r}) but does not say from which length;"
+            " give original_max_position_embeddings="
         )
     return int(length)
 
