@@ -1,0 +1,226 @@
+"""Length-dependent methods: every row by its own length, no history, no leaks."""
+
+import threading
+
+import pytest
+import torch
+from decoding import PADDINGS, make_batch
+from stock_models import ROTATED, by_divisors, scaled_config
+from tiny_models import KINDS, TRAINED_LENGTH, fresh_model, logits, tiny_model, token_ids
+
+from ropepatch import patch_model, patched
+
+ROUNDING = {"atol": 1e-5, "rtol": 0}
+# In a mixture of experts the rows share matrix products, so that a neighbour can change the last bit.
+MIXTURES = ("mixtral", "qwen3_moe")
+LONG, SHORT = 48, 30  # tokens; the tiny models are trained to 32
+METHODS = ("dynamic_linear", "dynamic_ntk", "dynamic_yarn", "longrope")
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
+EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
+
+
+def options(kind, method):
+    """longrope needs its lists: short rows unscaled here, long ones by factors that grow."""
+    if method != "longrope":
+        return {}
+    pairs = ROTATED.get(kind, 16) // 2
+    long = [1.0 + i for i in range(pairs)]
+    # With its default attention factor longrope changes short rows, too, as Phi-3 was trained.
+    return {"short_factor": [1.0] * pairs, "long_factor": long, "attention_factor": 1.0}
+
+
+def patched_model(kind, method):
+    return patch_model(fresh_model(kind), method, 4, **options(kind, method))
+
+
+@EVERY_KIND
+@EVERY_METHOD
+@pytest.mark.parametrize("length", [1, SHORT, TRAINED_LENGTH])
+def test_a_row_of_at_most_the_trained_length_is_bit_identical_to_unpatched(kind, method, length):
+    ids = token_ids(1, length)
+    assert torch.equal(logits(patched_model(kind, method), ids), logits(fresh_model(kind), ids))
+
+
+@EVERY_KIND
+@EVERY_METHOD
+def test_a_row_beyond_the_trained_length_is_scaled(kind, method):
+    ids = token_ids(1, LONG)
+    change = logits(patched_model(kind, method), ids) - logits(fresh_model(kind), ids)
+    assert change.abs().max() > 1e-3
+
+
+@EVERY_KIND
+@EVERY_METHOD
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("positions", [True, False])
+def test_a_short_row_beside_a_long_one_is_bit_identical_to_unpatched(
+    kind, method, padding, positions
+):
+    batch = make_batch(padding, LONG, pads=LONG - SHORT)
+    arguments = {"attention_mask": batch.mask}
+    if positions:
+        arguments["position_ids"] = (batch.mask.cumsum(-1) - 1).clamp(min=0)
+    ours = logits(patched_model(kind, method), batch.ids, **arguments)[1]
+    unpatched = logits(fresh_model(kind), batch.ids, **arguments)[1]
+    real = batch.mask[1].bool()
+    if kind in MIXTURES:
+        torch.testing.assert_close(ours[real], unpatched[real], atol=1e-6, rtol=0)
+    else:
+        assert torch.equal(ours[real], unpatched[real])
+
+
+@EVERY_KIND
+@EVERY_METHOD
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("positions", [True, False])
+def test_a_padded_long_row_beside_a_longer_one_equals_itself_alone(
+    kind, method, padding, positions
+):
+    batch = make_batch(padding, LONG + 5, pads=5)
+    arguments = {"attention_mask": batch.mask}
+    if positions:
+        arguments["position_ids"] = (batch.mask.cumsum(-1) - 1).clamp(min=0)
+    model = patched_model(kind, method)
+    real = batch.mask[1].bool()
+    alone = logits(model, batch.ids[1:, real])[0]
+    torch.testing.assert_close(logits(model, batch.ids, **arguments)[1, real], alone, **ROUNDING)
+
+
+@EVERY_KIND
+@EVERY_METHOD
+def test_a_short_row_after_a_long_one_is_as_on_a_fresh_model(kind, method):
+    model = patched_model(kind, method)
+    logits(model, token_ids(2, 100))
+    model.generate(token_ids(1, LONG), max_new_tokens=2, do_sample=False)
+    short = token_ids(2, SHORT, seed=1)
+    assert torch.equal(logits(model, short), logits(fresh_model(kind), short))
+
+
+STATIC = {"dynamic_linear": "linear", "dynamic_ntk": "ntk", "dynamic_yarn": "yarn"}
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("method", STATIC)
+def test_a_row_equals_the_static_method_at_the_factor_of_its_length(kind, method):
+    ids = token_ids(2, LONG)
+    static = patch_model(fresh_model(kind), STATIC[method], factor=LONG / TRAINED_LENGTH)
+    torch.testing.assert_close(
+        logits(patched_model(kind, method), ids), logits(static, ids), atol=1e-6, rtol=0
+    )
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("length", [SHORT, LONG])
+@pytest.mark.parametrize("attention_factor", [1.0, 1.2])
+def test_longrope_equals_transformers_own(kind, length, attention_factor):
+    lists = options(kind, "longrope") | {"attention_factor": attention_factor}
+    config = scaled_config(kind, "linear")
+    native = by_divisors(lists["long_factor"], attention_factor)
+    native["short_factor"] = lists["short_factor"]
+    parameters = config.rope_parameters
+    scaled = parameters.get("full_attention", parameters)
+    scaled.update(native)
+    ids = token_ids(2, length)
+    ours = patch_model(fresh_model(kind), "longrope", 4, **lists)
+    stock = tiny_model(kind, config=config)
+    torch.testing.assert_close(logits(ours, ids), logits(stock, ids), **ROUNDING)
+
+
+DECODING = {
+    "greedy": ("none", {}),
+    "left-padded": ("left", {}),
+    "beams": ("none", {"num_beams": 2}),
+    "left-padded beams": ("left", {"num_beams": 2}),
+    "static cache": ("none", {"cache_implementation": "static"}),
+}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gemma3_text", "cohere", "mixtral"])
+@EVERY_METHOD
+@pytest.mark.parametrize("decoding", DECODING)
+def test_generate_beyond_the_trained_length_is_the_same_with_and_without_cache(
+    kind, method, decoding
+):
+    padding, more = DECODING[decoding]
+    batch = make_batch(padding, TRAINED_LENGTH - 2, pads=3)
+    model = patched_model(kind, method)
+    arguments = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    arguments |= {"input_ids": batch.ids, "attention_mask": batch.mask}
+    cached = model.generate(**arguments, **more)
+    more = {name: value for name, value in more.items() if name != "cache_implementation"}
+    assert torch.equal(cached, model.generate(**arguments, **more, use_cache=False))
+
+
+@EVERY_METHOD
+def test_generate_within_the_trained_length_is_unscaled(method):
+    ids, arguments = token_ids(2, 20), {"max_new_tokens": 12, "do_sample": False}
+    expected = fresh_model("llama").generate(ids, **arguments)
+    assert torch.equal(patched_model("llama", method).generate(ids, **arguments), expected)
+
+
+@EVERY_METHOD
+def test_generate_past_the_trained_length_is_scaled_from_the_first_token(method):
+    """The scores are those of a full forward at the final length."""
+    ids = token_ids(1, TRAINED_LENGTH - 4)
+    model = patched_model("llama", method)
+    out = model.generate(
+        ids,
+        max_new_tokens=20,
+        min_new_tokens=20,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    full = logits(model, out.sequences)[0, ids.shape[1] - 1 : -1]
+    torch.testing.assert_close(torch.cat(out.logits), full, **ROUNDING)
+
+
+@EVERY_METHOD
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_training_and_evaluation_mode_give_the_same_logits(method, padding):
+    batch = make_batch(padding, LONG)
+    model = patched_model("llama", method)
+    arguments = {"attention_mask": batch.mask, "use_cache": False}
+    expected = logits(model, batch.ids, **arguments)
+    assert torch.equal(logits(model.train(), batch.ids, **arguments), expected)
+
+
+class Rendezvous:
+    """A forward hook that makes two threads wait for each other before positions are computed."""
+
+    def __init__(self):
+        self.barrier = threading.Barrier(2, timeout=30)
+
+    def __call__(self, module, args, output):
+        self.barrier.wait()
+
+
+@EVERY_METHOD
+def test_threads_that_share_a_model_get_what_they_get_alone(method):
+    model = patched_model("llama", method)
+    rows = [token_ids(1, SHORT), token_ids(1, LONG)]
+    alone = [logits(model, row) for row in rows]
+    model.model.embed_tokens.register_forward_hook(Rendezvous())
+    together = [None, None]
+
+    def work(index):
+        for _ in range(3):
+            together[index] = logits(model, rows[index])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+@EVERY_METHOD
+def test_two_models_in_one_thread_do_not_see_each_other(method):
+    first, second = patched_model("llama", method), patched_model("gpt_neox", method)
+    expected = logits(second, token_ids(1, SHORT))
+    logits(first, token_ids(1, LONG))
+    assert torch.equal(logits(second, token_ids(1, SHORT)), expected)
+    with patched(fresh_model("llama"), "linear", 2) as third:
+        logits(third, token_ids(1, LONG))
+    assert torch.equal(logits(second, token_ids(1, SHORT)), expected)
