@@ -74,8 +74,8 @@ def train(
     started = time.perf_counter()
     trainer = prepare(recipe, run, progress, callbacks)
     checkpoint = run.last_good_checkpoint()
-    forget_metrics_after(run.metrics, _step_of(checkpoint))
     with _explained(run):
+        forget_metrics_after(run.metrics, _step_of(checkpoint))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _save_result(trainer, recipe, run)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]

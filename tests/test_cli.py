@@ -1,0 +1,172 @@
+"""The command line: what it prints, what it refuses, and its exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from tiny_runs import extension_tree, pretraining, pretraining_tree
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ropepatch.cli import INTERRUPTED, USER_ERROR, main
+from ropepatch.training.runner import train
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return train(pretraining(tmp_path_factory.mktemp("base"), max_steps=2)).directory
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe file and the directory that its run writes to."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(pretraining_tree(tmp_path)), encoding="utf-8")
+    return path
+
+
+def ropepatch(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "ropepatch.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+def refused(capsys, *arguments):
+    """The one line that a user's mistake is answered with."""
+    assert main([str(argument) for argument in arguments]) == USER_ERROR
+    said = capsys.readouterr().err
+    assert said.startswith("ropepatch: error: ")
+    return said
+
+
+def test_help_answers_at_once():
+    # 0.05 s where this was written; a heavy import alone takes two.
+    started = time.perf_counter()
+    out, _ = ropepatch("--help").communicate(timeout=10)
+    assert time.perf_counter() - started < 0.5
+    for command in ("methods", "inspect", "patch", "train", "eval", "demo"):
+        assert command in out
+
+
+def test_methods_lists_every_method(capsys):
+    assert main(["methods"]) == 0
+    said = capsys.readouterr().out
+    assert "yarn" in said
+    assert "beta_fast" in said
+    assert "native_rope_type" not in said
+
+
+def test_inspect_shows_what_is_there(base, capsys):
+    assert main(["inspect", str(base)]) == 0
+    said = capsys.readouterr().out
+    assert "LlamaForCausalLM (llama)" in said
+    assert "rotary, default, base 10,000" in said
+    assert "patch       none" in said
+
+
+def test_patch_saves_a_copy_that_inspect_knows(base, tmp_path, capsys):
+    arguments = ["--method", "yarn", "--factor", "4", "--set", "beta_fast=16"]
+    assert main(["patch", str(base), str(tmp_path / "out"), *arguments]) == 0
+    assert "yarn ×4: 32 → 128 tokens" in capsys.readouterr().out
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out") is not None
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 128
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    assert "yarn, factor 4, from 32 tokens" in capsys.readouterr().out
+
+
+def test_train_runs_a_recipe_with_overrides(recipe, tmp_path, capsys):
+    assert main(["train", str(recipe), "training.max_steps=3"]) == 0
+    assert "3 steps, last loss" in capsys.readouterr().out
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
+
+
+def test_train_says_that_a_run_is_finished(recipe, capsys):
+    main(["train", str(recipe)])
+    assert main(["train", str(recipe)]) == 0
+    assert "this recipe was finished before" in capsys.readouterr().out
+
+
+def test_eval_measures_an_adapter(base, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(extension_tree(tmp_path, base)), encoding="utf-8")
+    assert main(["train", str(recipe), "training.max_steps=1"]) == 0
+    measured = ["--lengths", "80", "128", "--windows", "4", "--prompts", "2"]
+    data = ["--data", str(tmp_path / "corpus.txt"), "--output", str(tmp_path / "eval")]
+    assert main(["eval", str(tmp_path / "run" / "final"), *measured, *data]) == 0
+    report = json.loads((tmp_path / "eval" / "report.json").read_text())
+    assert report["trained_length"] == 32
+    assert report["stages"][0]["configuration"]["patch"]["method"] == "yarn"
+    assert "Loss of the same last 64 tokens" in capsys.readouterr().out
+
+
+def test_mistakes_in_a_recipe_are_listed_without_a_traceback(recipe, capsys):
+    said = refused(capsys, "train", recipe, "training.max_stps=3", "lora.r=x")
+    assert "unknown key training.max_stps; did you mean max_steps?" in said
+    assert "lora.r must be a valid integer" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "{tmp}/none.yaml"], "cannot read the recipe"),
+        (["inspect", "{tmp}/none"], "there is no checkpoint at"),
+        (["inspect", "{tmp}/recipe.yaml"], "is a file"),
+        (["inspect", "{tmp}"], "has no config.json"),
+        (["eval", "{tmp}/none"], "there is no checkpoint at"),
+        (["patch", "{tmp}/none", "{tmp}/out"], "there is no checkpoint at"),
+        (["patch", "{base}", "{tmp}/out", "--method", "yran"], "did you mean 'yarn'?"),
+        (["patch", "{base}", "{tmp}/out", "--factor", "0.5"], "factor"),
+        (["patch", "{base}", "{tmp}/out", "--set", "beta_fast"], "--set takes OPTION=VALUE"),
+        (["patch", "{base}", "{tmp}/out", "--set", "a=["], "is not a YAML value"),
+        (["patch", "{base}", "{tmp}/recipe.yaml/out"], "could not save"),
+        (["train", "{tmp}/recipe.yaml", "data.source={tmp}/none"], "check the path"),
+        (["train", "{tmp}/recipe.yaml", "output_dir={tmp}/recipe.yaml/run"], "cannot write to"),
+    ],
+)
+def test_a_users_mistake_is_one_line(base, recipe, tmp_path, capsys, arguments, expected):
+    filled = [argument.format(tmp=tmp_path, base=base) for argument in arguments]
+    said = refused(capsys, *filled)
+    assert expected in said
+    assert len(said.splitlines()) == 1
+
+
+def wait_for(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_ctrl_c_and_a_kill_lose_nothing(recipe, tmp_path, capsys):
+    steps = ["training.max_steps=150", "training.save_steps=5"]
+    run = tmp_path / "run"
+
+    process = ropepatch("train", recipe, *steps)
+    wait_for(lambda: list(run.glob("checkpoint-*")))
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED
+    assert "run the same recipe again to go on" in said
+    assert "Traceback" not in said
+
+    reached = max(int(path.name.partition("-")[2]) for path in run.glob("checkpoint-*"))
+    process = ropepatch("train", recipe, *steps)
+    wait_for(lambda: list(run.glob(f"checkpoint-{reached + 5}")))
+    process.kill()
+    process.communicate(timeout=60)
+
+    assert main(["train", str(recipe), *steps]) == 0
+    assert main(["train", str(recipe), *steps, f"output_dir={tmp_path / 'undisturbed'}"]) == 0
+    resumed = load_file(run / "final" / "model.safetensors")
+    undisturbed = load_file(tmp_path / "undisturbed" / "final" / "model.safetensors")
+    assert all((resumed[name] == undisturbed[name]).all() for name in undisturbed)

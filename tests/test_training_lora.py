@@ -1,0 +1,82 @@
+"""Adapters: what is trainable, and that tied embeddings stay tied."""
+
+import pytest
+import torch
+from tiny_models import KINDS, tiny_model, token_ids
+
+from ropepatch.errors import ConfigError
+from ropepatch.training.lora import add_lora
+from ropepatch.training.recipe import LoraRecipe
+
+
+def trainable(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def touch(model):
+    """Change every trainable weight, as training would. Tied weights are one parameter."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merging_gives_the_same_logits(kind):
+    model = add_lora(tiny_model(kind), LoraRecipe(train_embeddings=True, train_norms=True)).eval()
+    touch(model)
+    ids = token_ids(2, 12)
+    with torch.no_grad():
+        before = model(ids).logits
+        after = model.merge_and_unload()(ids).logits
+    torch.testing.assert_close(after, before, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "phi3"])
+@pytest.mark.parametrize(
+    ("targets", "inside", "outside"),
+    [("attention", ("attn", "attention"), "mlp"), ("mlp", ("mlp",), "attn")],
+)
+def test_targets_choose_the_projections(kind, targets, inside, outside):
+    names = trainable(add_lora(tiny_model(kind), LoraRecipe(targets=targets)))
+    assert names
+    assert all(any(part in name for part in inside) and outside not in name for name in names)
+
+
+def test_the_head_gets_no_adapter():
+    assert not any(
+        "lm_head" in name for name in trainable(add_lora(tiny_model("llama"), LoraRecipe()))
+    )
+
+
+def test_trained_embeddings_of_an_untied_model_include_its_head():
+    names = trainable(
+        add_lora(tiny_model("llama", tie_word_embeddings=False), LoraRecipe(train_embeddings=True))
+    )
+    assert any("embed_tokens" in name for name in names)
+    assert any("lm_head" in name for name in names)
+
+
+def test_trained_embeddings_of_a_tied_model_stay_tied_through_the_merge():
+    model = add_lora(
+        tiny_model("llama", tie_word_embeddings=True), LoraRecipe(train_embeddings=True)
+    )
+    touch(model)
+    merged = model.merge_and_unload()
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight
+
+
+def test_norms_train_only_when_asked_for():
+    def norms(recipe):
+        return {name for name in trainable(add_lora(tiny_model("llama"), recipe)) if "norm" in name}
+
+    assert norms(LoraRecipe()) == set()
+    assert len(norms(LoraRecipe(train_norms=True))) == 5  # two in each of two layers, one final
+
+
+def test_a_model_without_such_layers_is_refused():
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.mlp = torch.nn.Identity()
+    with pytest.raises(ConfigError, match="has no such linear layers"):
+        add_lora(model, LoraRecipe(targets="mlp"))

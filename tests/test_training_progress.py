@@ -1,0 +1,66 @@
+"""What a person reads while a run goes on."""
+
+import json
+
+import pytest
+
+from ropepatch.training.progress import (
+    TerminalProgress,
+    TrainingProgress,
+    duration,
+    forget_metrics_after,
+    progress_status,
+)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (250, "4 min 10 s"),
+        (7500, "2 h 05 min"),
+    ],
+)
+def test_durations_read_naturally(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_status_has_units():
+    progress = TrainingProgress(
+        step=5, max_steps=9, loss=2.3456, tokens_per_second=12100.4, seconds_left=61
+    )
+    assert progress_status(progress) == "loss 2.346  12,100 tokens/s  1 min 01 s left"
+
+
+def test_the_first_step_promises_nothing():
+    progress = TrainingProgress(
+        step=1, max_steps=9, loss=None, tokens_per_second=None, seconds_left=None
+    )
+    assert progress_status(progress) == ""
+
+
+def test_where_there_is_no_terminal_the_first_and_last_steps_are_lines(capsys):
+    with TerminalProgress("run") as progress:
+        for step in range(1, 10):
+            progress(
+                TrainingProgress(
+                    step=step, max_steps=9, loss=1.0, tokens_per_second=None, seconds_left=0.0
+                )
+            )
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["step 1/9  loss 1.000  0 s left", "step 9/9  loss 1.000  0 s left"]
+
+
+def test_metrics_of_steps_that_come_again_are_forgotten(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step}) for step in (1, 2, 3)]
+    path.write_text("\n".join([*lines, '{"step": 4, "lo']))
+    forget_metrics_after(path, 2)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_a_run_without_metrics_has_none_to_forget(tmp_path):
+    forget_metrics_after(tmp_path / "metrics.jsonl", 0)
+    assert list(tmp_path.iterdir()) == []

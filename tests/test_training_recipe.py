@@ -1,0 +1,165 @@
+"""Recipes: the schema, its messages, and the overrides."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ropepatch.errors import ConfigError
+from ropepatch.training.recipe import load_recipe, parse_recipe, recipe_differences, recipe_tree
+
+RECIPES = sorted(Path(__file__).parent.parent.glob("recipes/**/*.yaml"))
+SMALLEST = {
+    "model": {"path": "somewhere"},
+    "training": {"max_steps": 3, "learning_rate": 0.1},
+    "output_dir": "out",
+}
+
+
+def write(path: Path, tree: object) -> Path:
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def refusal(tree: dict[str, object]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe(tree)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid(path):
+    assert load_recipe(path).training.max_steps > 0
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_open_with_the_command_that_runs_them(path):
+    relative = path.relative_to(Path(__file__).parent.parent)
+    assert path.read_text(encoding="utf-8").startswith(f"# ropepatch train {relative}\n")
+
+
+def test_a_recipe_written_out_reads_back_as_itself():
+    recipe = parse_recipe({**SMALLEST, "patch": {"options": {"beta_fast": 16.0}}, "lora": {"r": 8}})
+    assert parse_recipe(yaml.safe_load(yaml.safe_dump(recipe_tree(recipe)))) == recipe
+
+
+def test_numbers_in_exponent_notation_are_numbers():
+    # YAML 1.1 reads 1e-3, without a point, as text.
+    tree = yaml.safe_load("{max_steps: 3, learning_rate: 1e-3}")
+    assert tree["learning_rate"] == "1e-3"
+    assert parse_recipe({**SMALLEST, "training": tree}).training.learning_rate == 1e-3
+
+
+def test_all_mistakes_are_reported_at_once():
+    message = refusal(
+        {
+            "model": {"pth": "x", "path": "y"},
+            "training": {"max_step": 3, "learning_rate": "fast", "bf16": 7},
+            "lora": {"r": 1.5},
+            "data": {"mixture": {"retrival": 0.2}},
+            "ouput_dir": "out",
+        }
+    )
+    mistakes = [
+        "unknown key model.pth; did you mean path?",
+        "unknown key training.max_step; did you mean max_steps?",
+        "unknown key ouput_dir; did you mean output_dir?",
+        "unknown key data.mixture.retrival; did you mean retrieval?",
+        "training.max_steps is missing",
+        "output_dir is missing",
+        "training.learning_rate must be a valid number",
+        "found 'fast'",
+        "training.bf16 must be a valid boolean",
+        "lora.r must be a valid integer",
+    ]
+    assert [mistake for mistake in mistakes if mistake not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "expected"),
+    [
+        ("patch", 4, "patch must be a section with some of the keys method, factor, options"),
+        ("patch", {"method": "yran"}, "there is no method 'yran'; did you mean 'yarn'?"),
+        ("patch", {"options": {"beta_fst": 1}}, "did you mean 'beta_fast'?"),
+        ("patch", {"factor": 0.5}, "patch.factor must be greater than or equal to 1; found 0.5"),
+        ("model", {}, "takes either path or config; found neither"),
+        ("model", {"path": "a", "config": {}}, "takes either path or config; found both"),
+        ("lora", {"targets": "atention"}, "did you mean attention?"),
+        ("data", {"length": 1}, "data.length must be greater than or equal to 2; found 1"),
+    ],
+)
+def test_a_wrong_section_is_explained(section, value, expected):
+    assert expected in refusal({**SMALLEST, section: value})
+
+
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ({"warmup_steps": 3, "decay_steps": 2}, "(3 + 2) exceed max_steps (4)"),
+        ({"schedule": "warmup_stable_decay"}, "need each other"),
+        ({"decay_steps": 2}, "need each other"),
+        ({"schedule": "cosin"}, "did you mean cosine?"),
+        ({"learning_rate": float("nan")}, "training.learning_rate must be"),
+        ({"per_device_batch_size": 0}, "must be greater than or equal to 1; found 0"),
+    ],
+)
+def test_contradicting_or_impossible_training_options_are_refused(training, expected):
+    tree = {"max_steps": 4, "learning_rate": 0.1, **training}
+    assert expected in refusal({**SMALLEST, "training": tree})
+
+
+def test_an_adapter_of_an_untrained_model_is_refused():
+    assert "lora needs model.path" in refusal({**SMALLEST, "model": {"config": {}}, "lora": {}})
+
+
+def test_overrides_are_yaml_and_make_missing_sections(tmp_path):
+    path = write(tmp_path / "a.yaml", {**SMALLEST, "lora": None})
+    overrides = ("training.bf16=true", "training.learning_rate=1e-4", "lora.r=2", "patch={}")
+    recipe = load_recipe(path, overrides)
+    assert recipe.lora is not None
+    assert recipe.patch is not None
+    assert (recipe.training.bf16, recipe.training.learning_rate) == (True, 1e-4)
+    assert (recipe.lora.r, recipe.patch.method) == (2, "yarn")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.max_steps", "not of the form section.key=value"),
+        ("=3", "not of the form section.key=value"),
+        ("training..a=3", "not of the form section.key=value"),
+        ("output_dir.a=3", "output_dir is a value, not a section"),
+        ("lora=[", "not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_explained(tmp_path, override, expected):
+    with pytest.raises(ConfigError, match="the overrides") as caught:
+        load_recipe(write(tmp_path / "a.yaml", SMALLEST), (override,))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"model: [1", "not valid YAML"),
+        (b"", "holds no sections"),
+        (b"- a", "holds no sections"),
+        (b"\xff\xfe\x00", "not a text file"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, expected):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=expected):
+        load_recipe(path)
+
+
+def test_a_missing_recipe_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        load_recipe(tmp_path / "a.yaml")
+
+
+def test_differences_name_the_keys():
+    old = {"a": {"b": 1, "c": 2}, "d": 3}
+    new = {"a": {"b": 1, "c": 4}, "e": 5}
+    assert recipe_differences(old, new) == ["a.c: 2 → 4", "d: 3 → None", "e: None → 5"]

@@ -1,0 +1,311 @@
+"""Whole runs: from nothing, resumed, interrupted, and with mistakes."""
+
+import errno
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny_runs import CONFIG, LENGTH, extension, pretraining, pretraining_tree
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from ropepatch import load_pretrained, patch_info, verify
+from ropepatch.errors import CheckpointError, ConfigError, DataError, RopepatchError
+from ropepatch.training.recipe import parse_recipe
+from ropepatch.training.run_directory import RunDirectory
+from ropepatch.training.runner import TrainingInterrupted, prepare, train
+
+
+class StopAt(TrainerCallback):
+    """Raises after an optimizer step, as a signal would."""
+
+    def __init__(self, step: int, error: BaseException) -> None:
+        self.step = step
+        self.error = error
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise self.error
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A finished pretraining."""
+    return train(pretraining(tmp_path_factory.mktemp("base"))).directory
+
+
+def weights(directory):
+    return load_file(next(directory.glob("*model.safetensors")))
+
+
+def same_weights(first, second):
+    first, second = weights(first), weights(second)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+
+
+def losses(recipe):
+    lines = RunDirectory(recipe).metrics.read_text().splitlines()
+    return [(line["step"], line["loss"]) for line in map(json.loads, lines) if "loss" in line]
+
+
+def test_a_pretrained_model_is_a_plain_checkpoint(base):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    assert model.config.hidden_size == CONFIG["hidden_size"]
+    assert model.config.vocab_size == len(tokenizer) == 450
+    assert tokenizer.model_max_length == LENGTH
+    assert not (base / "training_args.bin").exists()
+
+
+def test_training_lowers_the_loss(tmp_path):
+    recipe = pretraining(tmp_path, max_steps=30)
+    train(recipe)
+    steps = losses(recipe)
+    assert [step for step, _ in steps] == list(range(1, 31))
+    assert steps[-1][1] < steps[0][1] - 0.5
+
+
+def test_the_saved_dtype_is_the_one_asked_for(tmp_path):
+    tree = pretraining_tree(tmp_path, max_steps=1)
+    tree["model"]["save_dtype"] = "bfloat16"
+    result = train(parse_recipe(tree))
+    assert {weight.dtype for weight in weights(result.directory).values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, base, step):
+    recipe = pretraining(tmp_path)
+    with pytest.raises(TrainingInterrupted):
+        train(recipe, callbacks=[StopAt(step, KeyboardInterrupt())])
+    result = train(recipe)
+    assert same_weights(result.directory, base)
+
+
+@pytest.mark.parametrize("train_embeddings", [False, True])
+def test_an_interrupted_adapter_ends_with_the_weights_of_an_undisturbed_one(
+    tmp_path, base, train_embeddings
+):
+    recipe = extension(tmp_path, base, train_embeddings=train_embeddings, train_norms=True)
+    other = replace(recipe, output_dir=str(tmp_path / "other"))
+    with pytest.raises(TrainingInterrupted):
+        train(recipe, callbacks=[StopAt(5, KeyboardInterrupt())])
+    assert same_weights(train(recipe).directory, train(other).directory)
+
+
+def test_a_resumed_run_logs_every_step_once(tmp_path, base):
+    recipe = pretraining(tmp_path)
+    with pytest.raises(TrainingInterrupted):
+        train(recipe, callbacks=[StopAt(5, KeyboardInterrupt())])
+    train(recipe)
+    undisturbed = [
+        (line["step"], line["loss"])
+        for line in map(json.loads, (base.parent / "metrics.jsonl").read_text().splitlines())
+        if "loss" in line
+    ]
+    assert losses(recipe) == undisturbed
+
+
+def test_a_damaged_newest_checkpoint_is_not_resumed_from(tmp_path, base):
+    recipe = pretraining(tmp_path)
+    with pytest.raises(TrainingInterrupted):
+        train(recipe, callbacks=[StopAt(5, KeyboardInterrupt())])
+    (tmp_path / "run" / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
+    assert same_weights(train(recipe).directory, base)
+
+
+def test_an_interruption_says_what_is_kept(tmp_path):
+    recipe = pretraining(tmp_path)
+    with pytest.raises(TrainingInterrupted) as caught:
+        train(recipe, callbacks=[StopAt(3, KeyboardInterrupt())])
+    assert "checkpoint-2" in str(caught.value)
+    assert "run the same recipe again" in str(caught.value)
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, base, monkeypatch):
+    recipe = pretraining(tmp_path)
+    save = torch.save
+
+    def full_at_step_4(content, path, *rest, **options):
+        if "checkpoint-4" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(content, path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_at_step_4)
+        with pytest.raises(CheckpointError, match=r"No space left.*is kept: .*checkpoint-2"):
+            train(recipe)
+    assert not (tmp_path / "run" / "checkpoint-4").exists()
+    assert same_weights(train(recipe).directory, base)
+
+
+def test_metrics_that_cannot_be_written_stop_the_run_with_a_reason(tmp_path):
+    recipe = pretraining(tmp_path)
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="could not write"):
+        train(recipe)
+
+
+def test_a_finished_run_is_not_done_again(tmp_path):
+    recipe = pretraining(tmp_path)
+    first = train(recipe)
+    before = first.directory.stat().st_mtime_ns
+    assert train(recipe).loss is None
+    assert first.directory.stat().st_mtime_ns == before
+
+
+def test_a_finished_run_refuses_another_recipe(tmp_path):
+    train(pretraining(tmp_path))
+    with pytest.raises(ConfigError, match="belongs to a run of another recipe"):
+        train(pretraining(tmp_path, max_steps=7))
+
+
+def test_the_resolved_recipe_is_kept_with_the_run(tmp_path):
+    recipe = pretraining(tmp_path, max_steps=1)
+    train(recipe)
+    assert parse_recipe(yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())) == recipe
+
+
+def test_only_the_asked_number_of_checkpoints_is_kept(tmp_path):
+    train(pretraining(tmp_path, save_steps=1, keep_checkpoints=2))
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {
+        "checkpoint-5",
+        "checkpoint-6",
+    }
+
+
+def test_progress_is_told_every_step_and_the_time_left(tmp_path):
+    seen = []
+    train(pretraining(tmp_path, max_steps=3), progress=seen.append)
+    assert [(each.step, each.max_steps) for each in seen] == [(1, 3), (2, 3), (3, 3)]
+    assert seen[0].seconds_left is None
+    assert seen[1].seconds_left > 0
+    assert seen[2].seconds_left == 0
+
+
+def test_a_step_is_the_same_in_one_batch_and_in_accumulated_ones(tmp_path):
+    # Means over micro-batches of unequal numbers of scored tokens would differ.
+    results = []
+    for batch, accumulation in ((4, 1), (2, 2), (1, 4)):
+        tree = pretraining_tree(tmp_path, max_steps=1)
+        tree["model"]["config"]["attention_dropout"] = 0.0
+        tree["training"] |= {
+            "per_device_batch_size": batch,
+            "gradient_accumulation": accumulation,
+        }
+        tree["data"]["mixture"] = {"retrieval": 0.5}
+        tree["output_dir"] = str(tmp_path / f"run-{batch}")
+        recipe = parse_recipe(tree)
+        train(recipe)
+        results.append(losses(recipe)[0][1])
+    assert results == pytest.approx([results[0]] * 3, rel=1e-5)
+
+
+def test_every_checkpoint_of_an_adapter_carries_its_patch(tmp_path, base):
+    result = train(extension(tmp_path, base))
+    for directory in [result.directory, *(tmp_path / "run").glob("checkpoint-*")]:
+        model = load_pretrained(directory)
+        info = patch_info(model)
+        assert info is not None
+        assert (info.method, info.factor) == ("yarn", 4)
+        verify(model)
+
+
+def test_a_fully_trained_patched_model_loads_in_plain_transformers(tmp_path, base):
+    recipe = replace(extension(tmp_path, base), lora=None)
+    directory = train(recipe).directory
+    plain, patched = AutoModelForCausalLM.from_pretrained(directory), load_pretrained(directory)
+    ids = torch.arange(100)[None] + 5
+    with torch.no_grad():
+        torch.testing.assert_close(
+            plain.eval()(ids).logits, patched.eval()(ids).logits, atol=1e-4, rtol=0
+        )
+
+
+def recipe_with(tmp_path, changes):
+    tree = pretraining_tree(tmp_path)
+    for dotted, value in changes.items():
+        section, key = dotted.split(".")
+        tree[section][key] = value
+    return parse_recipe(tree)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"", "is empty"), (b"a\0b", "is binary"), (b"far too short", "no document")],
+)
+def test_text_that_cannot_be_used_is_refused(tmp_path, content, expected):
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=expected):
+        train(recipe_with(tmp_path, {"data.source": str(path)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model.config": {**CONFIG, "hiden_size": 3}}, "did you mean hidden_size?"),
+        ({"model.config": {**CONFIG, "hidden_size": 33}}, "not a multiple"),
+        ({"model.config": {**CONFIG, "hidden_size": "wide"}}, "expected int"),
+        ({"model.config": {"model_type": "lama"}}, "no lama model"),
+        ({"model.config": {**CONFIG, "vocab_size": 100}}, "tokenizer does not fit the model"),
+        ({"model.tokenizer": {"vocab_size": 100}}, "vocab_size=100 has no room"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused(tmp_path, changes, expected):
+    with pytest.raises(RopepatchError) as caught:
+        train(recipe_with(tmp_path, changes))
+    assert expected in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_missing_checkpoint_is_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        train(extension(tmp_path, tmp_path / "a" / "b" / "c"))
+
+
+def test_an_adapter_is_refused_as_a_base(tmp_path, base):
+    adapter = train(extension(tmp_path, base)).directory
+    recipe = replace(extension(tmp_path, adapter), output_dir=str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match="is an adapter"):
+        train(recipe)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, base):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(200)
+    model.save_pretrained(tmp_path / "small")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "small")
+    with pytest.raises(DataError, match="450 tokens, but the model has embeddings for 200"):
+        train(extension(tmp_path, tmp_path / "small"))
+
+
+def test_a_model_without_reserved_tokens_trains_on_plain_text(tmp_path):
+    tree = pretraining_tree(tmp_path, max_steps=1)
+    tree["model"]["tokenizer"] = {"vocab_size": 300, "keys": 0, "values": 0}
+    tree["data"]["mixture"] = {"retrieval": 0.0, "repeats": 0.0}
+    assert train(parse_recipe(tree)).steps == 1
+
+
+def test_the_schedule_follows_the_recipe(tmp_path):
+    recipe = pretraining(
+        tmp_path,
+        max_steps=6,
+        warmup_steps=2,
+        schedule="warmup_stable_decay",
+        decay_steps=2,
+        min_lr_ratio=0.1,
+    )
+    trainer = prepare(recipe, RunDirectory(recipe))
+    trainer.create_optimizer_and_scheduler(6)
+    rates = []
+    for _ in range(6):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    # By hand: from 0.1 up to 1 in two steps, stable for two, then 1 − sqrt down towards 0.1.
+    shares = [0.1, 0.55, 1.0, 1.0, 1.0, 0.1 + 0.9 * (1 - 0.5**0.5)]
+    assert rates == pytest.approx([0.01 * share for share in shares])
