@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers.utils import logging
 
 from ropepatch.training.progress import (
     TerminalProgress,
@@ -10,6 +11,7 @@ from ropepatch.training.progress import (
     duration,
     forget_metrics_after,
     progress_status,
+    quiet_transformers,
 )
 
 
@@ -51,6 +53,13 @@ def test_where_there_is_no_terminal_the_first_and_last_steps_are_lines(capsys):
             )
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["step 1/9  loss 1.000  0 s left", "step 9/9  loss 1.000  0 s left"]
+
+
+def test_transformers_speaks_again_after_a_run_that_failed():
+    before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
+    with pytest.raises(ZeroDivisionError), quiet_transformers():
+        1 / 0  # noqa: B018
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
 def test_metrics_of_steps_that_come_again_are_forgotten(tmp_path):

@@ -19,7 +19,6 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_callback import PrinterCallback
-from transformers.utils import logging as transformers_logging
 
 from ropepatch.corpus import (
     Document,
@@ -39,6 +38,7 @@ from ropepatch.training.progress import (
     ProgressCallback,
     ProgressSink,
     forget_metrics_after,
+    quiet_transformers,
 )
 from ropepatch.training.recipe import ModelRecipe, Recipe, TokenizerRecipe, did_you_mean
 from ropepatch.training.run_directory import RunDirectory
@@ -72,12 +72,13 @@ def train(
     if run.result.exists():
         return TrainingResult(run.result, recipe.training.max_steps, None, 0.0)
     started = time.perf_counter()
-    trainer = prepare(recipe, run, progress, callbacks)
-    checkpoint = run.last_good_checkpoint()
-    with _explained(run):
-        forget_metrics_after(run.metrics, _step_of(checkpoint))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        _save_result(trainer, recipe, run)
+    with quiet_transformers():
+        trainer = prepare(recipe, run, progress, callbacks)
+        checkpoint = run.last_good_checkpoint()
+        with _explained(run):
+            forget_metrics_after(run.metrics, _step_of(checkpoint))
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            _save_result(trainer, recipe, run)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     seconds = time.perf_counter() - started
     return TrainingResult(run.result, trainer.state.global_step, losses[-1], seconds)
@@ -107,8 +108,6 @@ def prepare(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> RunTrainer:
     """The Trainer of a recipe, ready to start; raises for everything that can be wrong before."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     set_seed(recipe.training.seed)
