@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from ropepatch.errors import CheckpointError, ConfigError
@@ -137,3 +138,12 @@ def test_a_directory_that_cannot_be_written_is_refused(run):
     below_a_file = run.path / "recipe.yaml" / "run"
     with pytest.raises(CheckpointError, match="cannot write to output_dir"):
         RunDirectory(replace(run.recipe, output_dir=str(below_a_file))).claim()
+
+
+def test_a_run_of_a_version_that_knew_fewer_options_goes_on(run):
+    write_checkpoint(run, 1)
+    stored = run.path / "recipe.yaml"
+    tree = yaml.safe_load(stored.read_text())
+    del tree["training"]["keep_checkpoints"]
+    stored.write_text(yaml.safe_dump(tree))
+    run.claim()

@@ -14,7 +14,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from ropepatch.errors import CheckpointError, ConfigError
-from ropepatch.training.recipe import Recipe, recipe_differences, recipe_tree
+from ropepatch.training.recipe import Recipe, parse_recipe, recipe_differences, recipe_tree
 
 STAGING = ".staging-"
 NEARLY_NOTHING = 1 << 20  #: bytes
@@ -57,7 +57,7 @@ class RunDirectory:
         text = yaml.safe_dump(recipe_tree(self.recipe), sort_keys=False, allow_unicode=True)
         # A run that has saved nothing holds nothing to protect: its recipe may be corrected.
         if path.exists() and (self.result.exists() or any(self.path.glob("checkpoint-*"))):
-            self._refuse_other(yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(text))
+            self._refuse_other(stored_tree(path), yaml.safe_load(text))
         else:
             write_whole(path, text)
 
@@ -108,6 +108,15 @@ class RunDirectory:
         if checkpoint is None:
             return f"no checkpoint had been saved in {self.path} yet"
         return f"the last good checkpoint is kept: {checkpoint}"
+
+
+def stored_tree(path: Path) -> dict[str, Any]:
+    """The recipe of an earlier session, with today's defaults for keys that came later."""
+    tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        return recipe_tree(parse_recipe(tree))
+    except ConfigError:  # of another version; the differences will say in what
+        return tree
 
 
 def is_whole(checkpoint: Path) -> bool:
