@@ -5,6 +5,7 @@ before and after. deepcopy and pickle carry it along with the objects, so a copy
 the original.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -57,13 +58,15 @@ class AttributeChange:
 
     def apply(self) -> None:
         self.before = own_attribute(self.target, self.attribute)
-        setattr(self.target, self.attribute, self.after)
+        # A dict is copied, so that an edit of it in place can be told from what was put there.
+        after = copy.deepcopy(self.after) if isinstance(self.after, dict) else self.after
+        setattr(self.target, self.attribute, after)
 
     def revert(self) -> None:
-        if self.before is ABSENT:
-            delattr(self.target, self.attribute)
-        else:
+        if self.before is not ABSENT:
             setattr(self.target, self.attribute, self.before)
+        elif own_attribute(self.target, self.attribute) is not ABSENT:
+            delattr(self.target, self.attribute)
 
     def is_live(self) -> bool:
         live = own_attribute(self.target, self.attribute)

@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
-from ropepatch.adapters.pretrained import pretrained_model, text_config
+from ropepatch.adapters.pretrained import pretrained_model, text_config, text_configs
 from ropepatch.adapters.rotary import (
     find_rotary_modules,
     frequency_buffer,
     prefixed,
+    rounds_to,
     stock_geometry,
 )
 from ropepatch.attention.lengths import request_lengths
@@ -72,13 +73,11 @@ def require_intact(model: nn.Module) -> tuple[PatchRecord, list[RotarySite], flo
     if found is None:
         raise PatchVerificationError("no patch is live on the model")
     root, record = found
-    require_live(record)
-    sites = [
-        site
-        for module in scaled_modules(root)
-        for site in module.sites.values()
-        if site.method is not None
-    ]
+    require_live(record, pretrained_model(root))
+    sites = []
+    for module in scaled_modules(root):
+        require_stock_frequencies(module)
+        sites += [site for site in module.sites.values() if site.method is not None]
     return record, sites, max(site_error(site) for site in sites)
 
 
@@ -87,19 +86,39 @@ def scaled_modules(model: nn.Module) -> list[ScaledRotary]:
     return [module for module in model.modules() if isinstance(module, ScaledRotary)]
 
 
-def require_live(record: PatchRecord) -> None:
-    """Raise PatchVerificationError naming every change that something else has overwritten."""
+def require_live(record: PatchRecord, model: PreTrainedModel) -> None:
+    """Raise PatchVerificationError naming every change that something else has overwritten.
+
+    A generation config belongs to the user, who may set it anew.
+    """
+    config = text_config(model)
+    held = {id(part) for part in (*model.modules(), *text_configs(model))}
     lost = [
         f"{type(change.target).__name__}.{change.attribute}"
         if isinstance(change, AttributeChange)
         else f"the forward hook of {type(change.target).__name__}"
         for change in record.changes
-        if not change.is_live()
+        if not isinstance(change.target, GenerationConfig)
+        and not (id(change.target) in held and change.is_live())
     ]
+    if all(change.target is not config for change in record.changes):
+        lost.append(type(config).__name__)
     if lost:
         raise PatchVerificationError(
             f"the patch {record.about.method!r} was overwritten at {', '.join(lost)}; {AGAIN}"
         )
+
+
+def require_stock_frequencies(module: ScaledRotary) -> None:
+    """Raise PatchVerificationError if the stock module, which computes what is unscaled, was changed."""
+    for site in module.sites.values():
+        if site.frequencies is None:
+            stock = frequency_buffer(module.stock, site.layer_type)
+            if not rounds_to(stock, site.geometry):
+                raise PatchVerificationError(
+                    f"the unscaled frequencies ({stock.dtype}) are not those of the checkpoint any more;"
+                    " load it again, then patch it"
+                )
 
 
 def site_error(site: RotarySite) -> float:
@@ -112,7 +131,7 @@ def site_error(site: RotarySite) -> float:
         held, expected = site.frequencies.inv_freq, made.inv_freq
         factor, wanted = float(site.frequencies.attention_factor), float(made.attention_factor)
     error = relative_error(held, expected)
-    if held.dtype != torch.float64 or error > 1e-12 or factor != wanted:
+    if held.dtype != torch.float64 or not error <= 1e-12 or factor != wanted:  # or NaN
         raise PatchVerificationError(
             f"the frequencies of {site.method.name!r} ({held.dtype}) are off by {error:.1e}, its attention"
             f" factor by {abs(factor - wanted):.1e}; {AGAIN}"
@@ -170,7 +189,7 @@ def native_error(
     error = relative_error(held, expected.inv_freq)
     factor = float(getattr(module, prefixed("attention_scaling", layer_type)))
     wanted = float(expected.attention_factor)
-    if error > 2e-6 or abs(factor - wanted) > 1e-6:
+    if not error <= 2e-6 or abs(factor - wanted) > 1e-6:  # or NaN
         raise PatchVerificationError(
             f"the config says {manifest.summary()}, but the live frequencies ({held.dtype}) are off by"
             f" {error:.1e} and the attention factor by {abs(factor - wanted):.1e}; load with"

@@ -260,15 +260,19 @@ def read_geometry(
 ) -> RotaryGeometry:
     """What the method is told. Raises UnsupportedModelError when frequencies are not base^(−2i/dim)."""
     geometry = stock_geometry(found, layer_type, config.rope_parameters, length)
-    inv_freq = frequency_buffer(found.module, layer_type)
-    # A cast to bfloat16 leaves 8 bits; the exact values come from the config.
-    tolerance = 1e-5 if inv_freq.dtype in (torch.float32, torch.float64) else 1e-2
-    if not torch.allclose(inv_freq.double().cpu(), geometry.inv_freq, rtol=tolerance, atol=0):
+    if not rounds_to(frequency_buffer(found.module, layer_type), geometry):
         raise UnsupportedModelError(
             f"the frequencies at {found.path!r} are not {geometry.base:g}^(-2i/{geometry.dim}) as the"
             " config says; nothing was patched"
         )
     return geometry
+
+
+def rounds_to(inv_freq: Tensor, geometry: RotaryGeometry) -> bool:
+    """Whether stock frequencies are those of the geometry, but for rounding."""
+    # A cast to bfloat16 leaves 8 bits; the exact values come from the config.
+    tolerance = 1e-5 if inv_freq.dtype in (torch.float32, torch.float64) else 1e-2
+    return torch.allclose(inv_freq.double().cpu(), geometry.inv_freq, rtol=tolerance, atol=0)
 
 
 def chosen_layer_types(found: list[RotaryModule], asked: Sequence[str] | None) -> set[str | None]:
