@@ -19,14 +19,28 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ropepatch.adapters.pretrained import pretrained_model, text_config
-from ropepatch.errors import AlreadyScaledError, BaseMismatchError, CheckpointError, SidecarError
+from ropepatch.errors import (
+    AlreadyScaledError,
+    BaseMismatchError,
+    CheckpointError,
+    RopepatchError,
+    SidecarError,
+)
 from ropepatch.manifest import CONFIG_KEY, Manifest
 from ropepatch.patch import patch_info, patch_model, unpatch_model
 from ropepatch.verification import require_intact, verify_native
 
 SIDECAR = "ropepatch.json"
 ADAPTER_CONFIG = "adapter_config.json"
-WEIGHTS = ("model*.safetensors*", "adapter_model*", "pytorch_model*")
+# What tells which model a directory holds, or is one; all of it goes when another is saved there.
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors*",
+    "pytorch_model*",
+    "adapter_*",
+    SIDECAR,
+)
 
 
 def save_pretrained(
@@ -78,28 +92,40 @@ def write_sidecar(model: nn.Module, directory: Path) -> None:
 def read_sidecar(directory: Path) -> Manifest:
     """The manifest beside an adapter. Raises SidecarError when it is missing or damaged."""
     path = directory / SIDECAR
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.exists():
         raise SidecarError(
             f"{directory} has no {SIDECAR}, so the patch that the adapter was trained on is unknown;"
             " load it with peft if it was trained on an unpatched base"
-        ) from error
+        )
+    return Manifest.from_json(read_json(path, SidecarError), str(path))
+
+
+def read_json(path: Path, error_class: type[CheckpointError] = CheckpointError) -> dict[str, Any]:
+    """The JSON object in a file. Raises `error_class` when there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a JSON object was expected, not {type(content).__name__}")
     except (OSError, ValueError) as error:
-        raise SidecarError(
-            f"{path} cannot be read ({error}); save the adapter again, or copy the file from the"
-            " checkpoint that it came from"
+        raise error_class(
+            f"{path} cannot be read ({error}); save the model again, or copy the file from the checkpoint"
+            " that it came from"
         ) from error
-    return Manifest.from_json(content, str(path))
+    return content
 
 
 @contextmanager
 def replaced_directory(directory: Path) -> Iterator[Path]:
     """A fresh directory that takes the place of `directory` when the body ends well.
 
-    Files of the old directory that the body does not write are kept, weights excepted. Raises
+    Files of the old directory that the body does not write are kept, those of a model excepted. Raises
     CheckpointError for what the file system refuses.
     """
+    directory = directory.resolve()  # a link stays, and what it leads to is replaced
+    if Path.cwd().is_relative_to(directory):
+        raise CheckpointError(
+            f"{directory} is the working directory and cannot be replaced; save to one inside it"
+        )
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         if directory.exists() and not directory.is_dir():
@@ -112,8 +138,9 @@ def replaced_directory(directory: Path) -> Iterator[Path]:
             yield written
             if directory.exists():
                 keep_other_files(directory, written)
-                directory.rename(old)
             try:
+                if directory.exists():
+                    directory.rename(old)
                 written.rename(directory)
             except BaseException:
                 if old.exists():
@@ -121,21 +148,19 @@ def replaced_directory(directory: Path) -> Iterator[Path]:
                 raise
     except CheckpointError:
         raise
-    except (
-        OSError,
-        SafetensorError,
-    ) as error:  # a full disk is a SafetensorError while weights are written
+    # A disk that fills up while weights are written is a SafetensorError.
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"could not save to {directory}: {error}; what was there before is unchanged"
         ) from error
 
 
 def keep_other_files(old: Path, new: Path) -> None:
-    """Copy what only the old directory has, except weights, which belong to the old model."""
-    weights = {path for pattern in WEIGHTS for path in old.glob(pattern)}
+    """Copy what only the old directory has, except the files of the old model."""
+    of_model = {path for pattern in MODEL_FILES for path in old.glob(pattern)}
     for path in old.iterdir():
         target = new / path.name
-        if target.exists() or path in weights:
+        if target.exists() or path in of_model:
             continue
         if path.is_dir():
             shutil.copytree(path, target)
@@ -154,18 +179,24 @@ def load_pretrained(
     or edited, BaseMismatchError for a base with another patch.
     """
     directory = Path(directory)
-    if (directory / ADAPTER_CONFIG).is_file():
-        return load_adapter(directory, base_model, kwargs)
-    if not (directory / "config.json").is_file():
-        raise CheckpointError(
-            f"{directory} holds neither a config.json nor an {ADAPTER_CONFIG}; give the directory that"
-            " save_pretrained wrote"
-        )
-    return load_model(directory, kwargs)
+    try:
+        if (directory / ADAPTER_CONFIG).is_file():
+            return load_adapter(directory, base_model, kwargs)
+        if (directory / "config.json").is_file():
+            return load_model(directory, kwargs)
+    except RopepatchError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not load {directory}: {error}") from error
+    raise CheckpointError(
+        f"{directory} holds neither a config.json nor an {ADAPTER_CONFIG}; give the directory that"
+        " save_pretrained wrote"
+    )
 
 
 def load_model(directory: Path, kwargs: dict[str, Any]) -> PreTrainedModel:
     """A full checkpoint, loaded unpatched and patched again."""
+    read_json(directory / "config.json")
     config = AutoConfig.from_pretrained(directory)
     text = config.get_text_config(decoder=True)
     content = getattr(text, CONFIG_KEY, None)
@@ -210,9 +241,16 @@ def load_adapter(
     directory: Path, base_model: nn.Module | None, kwargs: dict[str, Any]
 ) -> nn.Module:
     """A PEFT adapter on its base, patched as its sidecar says."""
-    from peft import PeftModel
+    from peft import PeftModel, load_peft_weights
 
     manifest = read_sidecar(directory)
+    # A damaged file has to show before the base is touched, and peft looks online for a missing one.
+    read_json(directory / ADAPTER_CONFIG)
+    if not any(directory.glob("adapter_model.*")):
+        raise CheckpointError(
+            f"{directory} has no adapter_model.safetensors; save the adapter again"
+        )
+    load_peft_weights(str(directory), device="cpu")
     base = load_base(directory, kwargs) if base_model is None else base_model
     patched_here = patch_base(base, manifest)
     try:
@@ -225,9 +263,7 @@ def load_adapter(
 
 def load_base(directory: Path, kwargs: dict[str, Any]) -> nn.Module:
     """The base that an adapter's own config names, with its patch if it was saved with one."""
-    name = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8")).get(
-        "base_model_name_or_path"
-    )
+    name = read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not name:
         raise CheckpointError(
             f"{directory / ADAPTER_CONFIG} does not name its base model; pass base_model="
