@@ -7,10 +7,10 @@ lies in a sidecar, `ropepatch.json`.
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import transformers
@@ -130,9 +130,7 @@ def replaced_directory(directory: Path) -> Iterator[Path]:
         directory.parent.mkdir(parents=True, exist_ok=True)
         if directory.exists() and not directory.is_dir():
             raise NotADirectoryError(f"{directory} is a file")
-        with tempfile.TemporaryDirectory(
-            prefix=f".{directory.name}-", dir=directory.parent
-        ) as scratch:
+        with TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
             written, old = Path(scratch, "new"), Path(scratch, "old")
             written.mkdir()
             yield written
@@ -247,9 +245,7 @@ def load_adapter(
     # A damaged file has to show before the base is touched, and peft looks online for a missing one.
     read_json(directory / ADAPTER_CONFIG)
     if not any(directory.glob("adapter_model.*")):
-        raise CheckpointError(
-            f"{directory} has no adapter_model.safetensors; save the adapter again"
-        )
+        raise CheckpointError(f"{directory} has no adapter_model.safetensors; save it again")
     load_peft_weights(str(directory), device="cpu")
     base = load_base(directory, kwargs) if base_model is None else base_model
     patched_here = patch_base(base, manifest)

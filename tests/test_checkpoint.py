@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import KINDS, fresh_model, logits, tiny_config, token_ids
+from tiny_multimodal import gemma3, llava
 from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
@@ -159,6 +160,17 @@ def test_unpatching_a_loaded_checkpoint_gives_the_unpatched_model(method, tmp_pa
     assert {k: v for k, v in again.items() if k not in unsaved} == {
         k: v for k, v in config.items() if k not in unsaved
     }
+
+
+@pytest.mark.parametrize("build", [llava, gemma3])
+@pytest.mark.parametrize("method", ["yarn", "dynamic_yarn"])
+def test_a_multimodal_checkpoint_keeps_its_patch_and_class(build, method, tmp_path):
+    torch.manual_seed(0)
+    model = patch_model(build().eval(), method, 4)
+    reloaded = load_pretrained(save_pretrained(model, tmp_path / "saved")).eval()
+    assert type(reloaded) is type(model)
+    assert torch.equal(logits(reloaded, IDS), logits(model, IDS))
+    assert patch_info(reloaded) == patch_info(model)
 
 
 def test_saving_twice_through_a_reload_gives_the_same_files(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from tiny_models import fresh_model, logits, tiny_config, tiny_model, token_ids
+from tiny_multimodal import gemma3, llava
 
 from ropepatch import (
     patch_info,
@@ -20,14 +21,6 @@ from ropepatch.errors import (
 
 IDS = token_ids(2, 24)
 SMALL = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
 
 
 def gpt2():
@@ -129,24 +122,6 @@ def test_a_model_on_the_meta_device_is_refused():
 def test_something_that_holds_no_transformers_model_is_refused(thing):
     with pytest.raises(UnsupportedModelError, match=type(thing).__name__):
         patch_model(thing, "yarn", 4)
-
-
-def llava():
-    config = transformers.LlavaConfig(
-        text_config=tiny_config("llama").to_dict(),
-        vision_config=transformers.PixtralVisionConfig(**VISION).to_dict(),
-        image_token_index=95,
-    )
-    return transformers.LlavaForConditionalGeneration(config)
-
-
-def gemma3():
-    config = transformers.Gemma3Config(
-        text_config=tiny_config("gemma3_text").to_dict(),
-        vision_config=VISION,
-        mm_tokens_per_image=4,
-    )
-    return transformers.Gemma3ForConditionalGeneration(config)
 
 
 @pytest.mark.parametrize("build", [llava, gemma3])
