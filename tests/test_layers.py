@@ -14,6 +14,7 @@ PACKAGE = Path(importlib.util.find_spec("ropepatch").origin).parent
 # From the ground up: a module may import from its own layer and from those before it.
 LAYERS = (
     "errors",
+    "spelling",
     "positions",
     "methods",
     "attention",
@@ -31,7 +32,15 @@ LAYERS = (
     "cli",
     "__main__",
 )
-WITHOUT_TRANSFORMERS = {"errors", "positions", "methods", "attention", "surgery", "manifest"}
+WITHOUT_TRANSFORMERS = {
+    "errors",
+    "spelling",
+    "positions",
+    "methods",
+    "attention",
+    "surgery",
+    "manifest",
+}
 KNOW_TRANSFORMERS_INSIDE = {"adapters", "checkpoint"}
 # What transformers documents for users; everything else is internal and moves between releases.
 PUBLIC_TRANSFORMERS = {"transformers"} | {

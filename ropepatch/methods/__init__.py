@@ -10,7 +10,6 @@ from ropepatch.methods import proportional as proportional
 from ropepatch.methods import yarn as yarn
 from ropepatch.methods.base import Method, RotaryFrequencies, RotaryGeometry
 from ropepatch.methods.registry import (
-    did_you_mean,
     make_method,
     methods_for,
     register_method,
@@ -21,7 +20,6 @@ __all__ = [
     "Method",
     "RotaryFrequencies",
     "RotaryGeometry",
-    "did_you_mean",
     "make_method",
     "methods_for",
     "register_method",

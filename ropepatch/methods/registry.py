@@ -1,7 +1,6 @@
 """Methods by name: registering, looking up, and the functions that need no model."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -9,17 +8,12 @@ import torch
 
 from ropepatch.errors import MethodError, MethodOptionError, UnknownMethodError
 from ropepatch.methods.base import MECHANISMS, Method, RotaryFrequencies, RotaryGeometry
+from ropepatch.spelling import did_you_mean
 
 MethodClass = TypeVar("MethodClass", bound=type[Method])
 
 _METHODS: dict[str, type[Method]] = {}
 _ALIASES: dict[str, str] = {}
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """ "; did you mean 'x'?" for the closest known word, or nothing."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _home(method_class: type[Method]) -> str:
@@ -54,7 +48,7 @@ def method_class(name: str) -> type[Method]:
     """The class registered under a name or alias. Raises UnknownMethodError with a did-you-mean."""
     found = _METHODS.get(_ALIASES.get(name, name)) if isinstance(name, str) else None
     if found is None:
-        hint = did_you_mean(str(name), [*_METHODS, *_ALIASES])
+        hint = did_you_mean(name, [*_METHODS, *_ALIASES])
         raise UnknownMethodError(
             f"there is no method {name!r}{hint}; methods: {', '.join(sorted(_METHODS))}"
         )

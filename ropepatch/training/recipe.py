@@ -1,10 +1,8 @@
 """Recipes: the YAML schema, read into typed dataclasses with every mistake reported at once."""
 
 import dataclasses
-import difflib
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -12,12 +10,13 @@ from pydantic.dataclasses import dataclass
 
 from ropepatch.errors import ConfigError, MethodError
 from ropepatch.methods import make_method
+from ropepatch.training.mistakes import explain, list_mistakes
 from ropepatch.training.mixture import Shares
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=False)
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 Count = Annotated[int, Field(ge=1)]
-Steps = Annotated[int, Field(ge=0)]
+Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 DataType = Literal["float32", "bfloat16", "float16"]
@@ -28,8 +27,8 @@ class TokenizerRecipe:
     """A byte-level BPE tokenizer, trained on the corpus of the run."""
 
     vocab_size: Count = 2048
-    keys: Steps = 64  #: reserved single-token keys for retrieval sequences
-    values: Steps = 64  #: reserved single-token values
+    keys: Whole = 64  #: reserved single-token keys for retrieval sequences
+    values: Whole = 64  #: reserved single-token values
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -87,7 +86,7 @@ class DataRecipe:
     source: str = "stdlib"  #: "stdlib", or a text file or a directory of text files
     split: Literal["train", "held_out"] = "train"
     length: Annotated[int, Field(ge=2)] = 256  #: tokens per sequence
-    seed: Steps = 0
+    seed: Whole = 0
     mixture: Shares = dataclasses.field(default_factory=Shares)
 
 
@@ -101,12 +100,12 @@ class TrainingRecipe:
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    warmup_steps: Steps = 0
+    warmup_steps: Whole = 0
     schedule: Literal["cosine", "warmup_stable_decay", "linear", "constant"] = "cosine"
-    decay_steps: Steps = 0  #: for warmup_stable_decay: the last steps, over which the rate falls
+    decay_steps: Whole = 0  #: for warmup_stable_decay: the last steps, over which the rate falls
     min_lr_ratio: Share = 0.0  #: of learning_rate, reached on the last step
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    seed: Steps = 0
+    seed: Whole = 0
     bf16: bool = False  #: autocast
     torch_compile: bool = False
     gradient_checkpointing: bool = False
@@ -147,7 +146,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     tree = _read_yaml(path)
     mistakes = [mistake for text in overrides if (mistake := _override(tree, text))]
     if mistakes:
-        raise ConfigError(_listed(mistakes, "the overrides"))
+        raise ConfigError(list_mistakes(mistakes, "the overrides"))
     return parse_recipe(tree, name=str(path))
 
 
@@ -156,8 +155,8 @@ def parse_recipe(tree: dict[str, Any], *, name: str = "recipe") -> Recipe:
     try:
         return TypeAdapter(Recipe).validate_python(tree)
     except ValidationError as error:
-        mistakes = [_explain(dict(detail)) for detail in error.errors()]
-        raise ConfigError(_listed(mistakes, name)) from None
+        mistakes = [explain(detail, Recipe) for detail in error.errors()]
+        raise ConfigError(list_mistakes(mistakes, name)) from None
 
 
 def recipe_tree(recipe: Recipe) -> dict[str, Any]:
@@ -214,57 +213,3 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
     except yaml.YAMLError:
         return f"{text!r}: {value!r} is not valid YAML"
     return None
-
-
-def _listed(mistakes: list[str], name: str) -> str:
-    if len(mistakes) == 1:
-        return f"{name}: {mistakes[0]}"
-    return "\n  - ".join([f"{name} has {len(mistakes)} mistakes:", *mistakes])
-
-
-def _explain(detail: dict[str, Any]) -> str:
-    """One pydantic error in the words of a recipe's author."""
-    location = tuple(str(part) for part in detail["loc"])
-    at = ".".join(location) or "the recipe"
-    found = f"found {detail['input']!r}"
-    message = str(detail["msg"])
-    match detail["type"]:
-        case "unexpected_keyword_argument":
-            known = _known_keys(location[:-1])
-            return f"unknown key {at}{did_you_mean(location[-1], known)}"
-        case "missing":
-            return f"{at} is missing"
-        case "value_error":
-            return f"{at}: {message.removeprefix('Value error, ')}"
-        case "literal_error":
-            allowed = message.removeprefix("Input should be ")
-            choices = [choice.strip("'") for choice in allowed.replace(" or ", ", ").split(", ")]
-            return f"{at} must be {allowed}; {found}{_closest(detail['input'], choices)}"
-        case "dataclass_type":
-            keys = ", ".join(_known_keys(location))
-            return f"{at} must be a section with some of the keys {keys}; {found}"
-    return f"{at} must be {message.removeprefix('Input should be ')}; {found}"
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """`; did you mean …?`, or all that is known where nothing is close."""
-    return _closest(word, known) or f"; known: {', '.join(known)}"
-
-
-def _closest(word: object, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(word), known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _known_keys(location: tuple[str, ...]) -> list[str]:
-    """Keys of the section at a location of the schema."""
-    section: Any = Recipe
-    for part in location:
-        section = _dataclass_in(get_type_hints(section)[part])
-    return [field.name for field in dataclasses.fields(section)]
-
-
-def _dataclass_in(annotation: Any) -> Any:
-    if get_origin(annotation) in (UnionType, Union):
-        return next(arm for arm in get_args(annotation) if dataclasses.is_dataclass(arm))
-    return annotation

@@ -31,6 +31,7 @@ from ropepatch.errors import CheckpointError, ConfigError, DataError
 from ropepatch.patch import patch_model
 from ropepatch.training.induction import add_induction_circuit
 from ropepatch.training.lora import add_lora
+from ropepatch.training.mistakes import unknown_key
 from ropepatch.training.mixture import TrainingMixture
 from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.training.progress import (
@@ -40,11 +41,11 @@ from ropepatch.training.progress import (
     forget_metrics_after,
     quiet_transformers,
 )
-from ropepatch.training.recipe import ModelRecipe, Recipe, TokenizerRecipe, did_you_mean
+from ropepatch.training.recipe import ModelRecipe, Recipe, TokenizerRecipe
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.trainer import RunTrainer, training_arguments
 
-MESSAGE = 300  #: characters of an error of transformers, which may list all models that it has
+LONGEST_REASON = 300  #: characters of an error of transformers, which may list all its models
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -129,12 +130,12 @@ def prepare(
 
 
 def tokens_per_step(recipe: Recipe) -> int:
-    """On one device."""
+    """Tokens in one optimizer step, on one device."""
     return sequences_per_step(recipe) * recipe.data.length
 
 
 def sequences_per_step(recipe: Recipe) -> int:
-    """On one device."""
+    """Sequences in one optimizer step, on one device."""
     return recipe.training.per_device_batch_size * recipe.training.gradient_accumulation
 
 
@@ -213,7 +214,7 @@ def _new_model(
         _refuse_unknown(fields, config)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     except Exception as error:  # of any kind: what a config is checked by differs between models
-        reason = textwrap.shorten(str(error), MESSAGE)
+        reason = textwrap.shorten(str(error), LONGEST_REASON)
         raise ConfigError(f"model.config is no {model_type} model: {reason}") from error
     return model
 
@@ -223,9 +224,7 @@ def _refuse_unknown(fields: dict[str, object], config: PreTrainedConfig) -> None
     known = [field.name for field in dataclasses.fields(config)]
     unknown = [name for name in fields if name not in known]
     if unknown:
-        raise ValueError(
-            "; ".join(f"unknown key {name}{did_you_mean(name, known)}" for name in unknown)
-        )
+        raise ValueError("; ".join(unknown_key(name, known) for name in unknown))
 
 
 def _save_result(trainer: RunTrainer, recipe: Recipe, run: RunDirectory) -> None:
