@@ -142,7 +142,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def _positions(config: "PreTrainedConfig") -> str:
-    """`default, base 10,000`, for every layer type that rotates."""
+    """`rotary, default, base 10,000`, for every layer type that rotates."""
     from ropepatch.adapters.rotary import parameters_of, rope_types
 
     lines = []
@@ -208,7 +208,8 @@ def train(options: argparse.Namespace) -> None:
 
     recipe = load_recipe(options.recipe, tuple(options.overrides))
 
-    from ropepatch.training.progress import TerminalProgress, duration
+    from ropepatch.terminal import duration
+    from ropepatch.training.progress import TerminalProgress
     from ropepatch.training.runner import train as run
 
     with TerminalProgress(options.recipe.stem) as progress:
@@ -227,8 +228,8 @@ def measure(options: argparse.Namespace) -> None:
     from ropepatch.adapters.pretrained import pretrained_model, text_config
     from ropepatch.corpus import load_documents
     from ropepatch.evals import evaluate, print_table, write_report
+    from ropepatch.terminal import ShareProgress
     from ropepatch.training.pretrained import open_tokenizer
-    from ropepatch.training.progress import ShareProgress
 
     trained = _trained_length(text_config(pretrained_model(model)))
     with ShareProgress(f"measure {options.model}") as progress:
@@ -265,12 +266,10 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def _open_model(source: str) -> "nn.Module":
-    from transformers.utils import logging
-
+    from ropepatch.terminal import silence_transformers
     from ropepatch.training.pretrained import open_model
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    silence_transformers()
     return open_model(source)
 
 

@@ -27,6 +27,7 @@ LAYERS = (
     "ropepatch",  # the package itself, which only hands on names of the layers before it
     "corpus",
     "evals",
+    "terminal",
     "training",
     "demo",
     "cli",

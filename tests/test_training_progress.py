@@ -5,13 +5,12 @@ import json
 import pytest
 from transformers.utils import logging
 
+from ropepatch.terminal import ShareProgress, duration, quiet_transformers
 from ropepatch.training.progress import (
     TerminalProgress,
     TrainingProgress,
-    duration,
     forget_metrics_after,
     progress_status,
-    quiet_transformers,
 )
 
 
@@ -53,6 +52,21 @@ def test_where_there_is_no_terminal_the_first_and_last_steps_are_lines(capsys):
             )
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["step 1/9  loss 1.000  0 s left", "step 9/9  loss 1.000  0 s left"]
+
+
+def test_stages_are_lines_where_there_is_no_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
+    with ShareProgress("all") as progress:
+        with progress.stage("first", 0.25) as done:
+            done(0.5)
+        with progress.stage("second", 0.75):
+            pass
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "first: 0%  0 s elapsed",
+        "second: 25%  0 s elapsed, about 0 s left",
+        "second: 100%  0 s elapsed, about 0 s left",
+    ]
 
 
 def test_transformers_speaks_again_after_a_run_that_failed():

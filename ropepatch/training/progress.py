@@ -1,21 +1,15 @@
-"""How far a training run is, and how long it will still take."""
+"""What a training run tells after each step: to whoever watches it, and to `metrics.jsonl`."""
 
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.utils import logging
 
-SECONDS_BETWEEN_LINES = 15.0  #: where the output is a file and not a terminal
+from ropepatch.terminal import ProgressDisplay, duration
 
 
 @dataclass(frozen=True)
@@ -100,61 +94,12 @@ def forget_metrics_after(path: Path, step: int) -> None:
         path.write_text("".join(kept), encoding="utf-8")
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars and warnings of transformers between the lines of our own progress."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-class TerminalProgress:
-    """A progress bar with the time left on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, title: str) -> None:
-        self.console = Console(stderr=True)
-        self.last_line = -SECONDS_BETWEEN_LINES
-        self.last_step = 0
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task(title, total=None, status="starting")
-
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bar.stop()
+class TerminalProgress(ProgressDisplay):
+    """Shows the progress of a training run."""
 
     def __call__(self, progress: TrainingProgress) -> None:
-        status = progress_status(progress)
-        self.bar.update(self.task, completed=progress.step, total=progress.max_steps, status=status)
-        if not self.console.is_terminal:
-            self._line(progress, status)
-
-    def _line(self, progress: TrainingProgress, status: str) -> None:
-        now = time.monotonic()
-        due = now - self.last_line >= SECONDS_BETWEEN_LINES
-        if progress.step != self.last_step and (due or progress.step == progress.max_steps):
-            self.last_line, self.last_step = now, progress.step
-            print(f"step {progress.step}/{progress.max_steps}  {status}", file=sys.stderr)
+        status = f"step {progress.step}/{progress.max_steps}  {progress_status(progress)}"
+        self.show(progress.step / progress.max_steps, status)
 
 
 def progress_status(progress: TrainingProgress) -> str:
@@ -167,40 +112,3 @@ def progress_status(progress: TrainingProgress) -> str:
     if progress.seconds_left is not None:
         parts.append(f"{duration(progress.seconds_left)} left")
     return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`2 h 05 min`, `4 min 10 s` or `9 s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
-
-
-class ShareProgress:
-    """The same for work that tells the share of it that is done."""
-
-    def __init__(self, title: str) -> None:
-        self.terminal = TerminalProgress(title)
-        self.started = time.perf_counter()
-
-    def __enter__(self) -> Self:
-        self.terminal.__enter__()
-        self.started = time.perf_counter()
-        return self
-
-    def __exit__(self, *raised: Any) -> None:
-        self.terminal.__exit__(*raised)
-
-    def __call__(self, share: float) -> None:
-        elapsed = time.perf_counter() - self.started
-        left = elapsed * (1 - share) / share if share > 0 else None
-        self.terminal(
-            TrainingProgress(
-                step=round(100 * share),
-                max_steps=100,
-                loss=None,
-                tokens_per_second=None,
-                seconds_left=left,
-            )
-        )

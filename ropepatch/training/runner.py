@@ -29,6 +29,7 @@ from ropepatch.corpus import (
 )
 from ropepatch.errors import CheckpointError, ConfigError, DataError
 from ropepatch.patch import patch_model
+from ropepatch.terminal import quiet_transformers
 from ropepatch.training.induction import add_induction_circuit
 from ropepatch.training.lora import add_lora
 from ropepatch.training.mistakes import unknown_key
@@ -39,7 +40,6 @@ from ropepatch.training.progress import (
     ProgressCallback,
     ProgressSink,
     forget_metrics_after,
-    quiet_transformers,
 )
 from ropepatch.training.recipe import ModelRecipe, Recipe, TokenizerRecipe
 from ropepatch.training.run_directory import RunDirectory

@@ -1,0 +1,119 @@
+"""What a person sees while something long runs: how far it is, and how long it will still take."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from transformers.utils import logging
+
+_SECONDS_BETWEEN_LINES = 15.0  #: where the output is a file and not a terminal
+_TELLING = 0.02  #: share of the work after which its pace says how long the rest takes
+
+
+class ProgressDisplay:
+    """A bar with a status on a terminal; elsewhere a line at both ends and now and then."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.console = Console(stderr=True)
+        self.last_line = -math.inf
+        self.last_shown = (title, -1.0)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task(title, total=1.0, status="starting")
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+
+    def show(self, share: float, status: str, *, line: str | None = None) -> None:
+        """Tell that `share` of the work is done, in the words of `status` (`line` in a file)."""
+        self.bar.update(self.task, description=self.title, completed=share, status=status)
+        if not self.console.is_terminal and self._due(share):
+            print(status if line is None else line, file=sys.stderr)
+
+    def _due(self, share: float) -> bool:
+        """Whether a line is wanted now; if so, the wait for the next one begins."""
+        now, shown = time.monotonic(), (self.title, share)
+        if shown == self.last_shown:
+            return False
+        turn = share >= 1.0 or self.title != self.last_shown[0]
+        self.last_shown = shown
+        if not turn and now - self.last_line < _SECONDS_BETWEEN_LINES:
+            return False
+        self.last_line = now
+        return True
+
+
+class ShareProgress(ProgressDisplay):
+    """Progress of work that tells the share of it that is done."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(title)
+        self.share = 0.0
+        self.started = time.perf_counter()
+
+    def __call__(self, share: float) -> None:
+        """Tell that `share` of the work is done."""
+        self.share = min(share, 1.0)
+        elapsed = time.perf_counter() - self.started
+        status = f"{self.share:.0%}  {duration(elapsed)} elapsed"
+        if self.share > _TELLING:
+            left = elapsed * (1 - self.share) / self.share
+            status += f", about {duration(left)} left"
+        self.show(self.share, status, line=f"{self.title}: {status}")
+
+    @contextmanager
+    def stage(self, title: str, share: float) -> Iterator[Callable[[float], None]]:
+        """A part that takes `share` of the work; the body tells how much of the part is done."""
+        self.title = title
+        start = self.share
+        self(start)
+        yield lambda part: self(start + share * part)
+        self(start + share)
+
+
+def duration(seconds: float) -> str:
+    """`2 h 05 min`, `4 min 10 s` or `9 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def silence_transformers() -> None:
+    """No bars and warnings of transformers from now on."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars and warnings of transformers between the lines of our own progress."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    silence_transformers()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
