@@ -15,6 +15,7 @@ PACKAGE = Path(importlib.util.find_spec("ropepatch").origin).parent
 LAYERS = (
     "errors",
     "spelling",
+    "whole_files",
     "positions",
     "methods",
     "attention",

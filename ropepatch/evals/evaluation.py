@@ -1,6 +1,5 @@
 """What one evaluation measured, and the paired difference of two."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -139,11 +138,3 @@ def _accuracy_difference(before: RetrievalScores, after: RetrievalScores, seed: 
     prompts = np.arange(len(before.correct))
     first, second = before.correct.astype(np.float64), after.correct.astype(np.float64)
     return paired_difference(first, second, prompts, seed=seed)
-
-
-def interval_json(interval: Interval | None) -> Json:
-    """Numbers as JSON; None for what was not measured, null for an end that is not known."""
-    if interval is None:
-        return None
-    ends = {"value": interval.value, "low": interval.low, "high": interval.high}
-    return {name: number if math.isfinite(number) else None for name, number in ends.items()}

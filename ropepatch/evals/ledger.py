@@ -6,10 +6,12 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-import ropepatch
+from ropepatch import __version__
 from ropepatch.errors import ConfigError
 from ropepatch.evals.evaluation import Json
 from ropepatch.evals.windows import Windows
+from ropepatch.methods import make_method
+from ropepatch.patch import patch_info
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +20,12 @@ class Protocol:
 
     lengths: tuple[int, ...]  #: tokens in a window, ascending
     trained_length: int  #: tokens that the checkpoint was trained to
-    targets: int = 64  #: tokens at the end of each window that are scored at every length
-    windows: int = 50
-    prompts: int = 64  #: retrieval prompts per length, 0 for none
-    pairs: int = 8  #: key–value pairs in a retrieval prompt
-    bos: bool = False  #: whether windows and prompts start with BOS
-    seed: int = 0
+    targets: int  #: tokens at the end of each window that are scored at every length
+    windows: int
+    prompts: int  #: retrieval prompts per length, 0 for none
+    pairs: int  #: key–value pairs in a retrieval prompt
+    bos: bool  #: whether windows and prompts start with BOS
+    seed: int
 
     def __post_init__(self) -> None:
         if not self.lengths or tuple(sorted(set(self.lengths))) != self.lengths:
@@ -42,9 +44,6 @@ class Protocol:
 
 def active_patch(model: PreTrainedModel) -> tuple[Json, bool]:
     """The patch on the model as JSON, and whether its frequencies depend on the length."""
-    # Imported here so that statistics and reports work without the patching side of the package.
-    from ropepatch import make_method, patch_info
-
     info = patch_info(model)
     if info is None:
         return None, False
@@ -65,6 +64,7 @@ def _plain(value: object) -> Json:
 
 
 def protocol_settings(protocol: Protocol, windows: Windows) -> dict[str, Json]:
+    """The protocol, and the documents that its windows were cut from."""
     return {
         "lengths": list(protocol.lengths),
         "trained_length": protocol.trained_length,
@@ -87,7 +87,7 @@ def model_settings(model: PreTrainedModel) -> dict[str, Json]:
         "device": model.device.type,
         "attention": str(getattr(model.config, "_attn_implementation", None)),
         "versions": {
-            "ropepatch": ropepatch.__version__,
+            "ropepatch": __version__,
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
         },

@@ -1,17 +1,17 @@
 """report.json with every number, and report.html: one file, no network, any screen."""
 
 import json
-import os
-import tempfile
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ropepatch.errors import CheckpointError, ConfigError
 from ropepatch.evals.claims import Check, Claim, extended_length, headline, multiple
-from ropepatch.evals.evaluation import Comparison, Evaluation, Json, interval_json
+from ropepatch.evals.evaluation import Comparison, Evaluation, Json
 from ropepatch.evals.statistics import CONFIDENCE, Interval
 from ropepatch.evals.wording import MISSING, show_number, show_range
+from ropepatch.whole_files import write_whole
 
 SCHEMA = 1  #: of report.json; rises when a reader of the old one would go wrong
 
@@ -44,11 +44,12 @@ def write_report(
     """
     numbers = report_json(stages, comparisons, title=title, notes=notes, checks=checks)
     page = _render(stages, comparisons, title=title, notes=notes, checks=checks)
-    directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _replace(directory / "report.json", json.dumps(numbers, indent=2, allow_nan=False) + "\n")
-        _replace(directory / "report.html", page)
+        write_whole(
+            directory / "report.json", json.dumps(numbers, indent=2, allow_nan=False) + "\n"
+        )
+        write_whole(directory / "report.html", page)
     except OSError as error:
         raise CheckpointError(
             f"the report cannot be written to {directory} ({error.strerror}); "
@@ -85,10 +86,18 @@ def _claim_json(claim: Claim) -> dict[str, Json]:
     return {
         "question": claim.question,
         "verdict": claim.verdict,
-        "number": interval_json(claim.interval),
+        "number": _interval_json(claim.interval),
         "unit": claim.unit,
         "detail": claim.detail,
     }
+
+
+def _interval_json(interval: Interval | None) -> Json:
+    """Numbers as JSON; None for what was not measured, null for an end that is not known."""
+    if interval is None:
+        return None
+    ends = {"value": interval.value, "low": interval.low, "high": interval.high}
+    return {name: number if math.isfinite(number) else None for name, number in ends.items()}
 
 
 def _stage_json(stage: Evaluation) -> dict[str, Json]:
@@ -99,13 +108,13 @@ def _stage_json(stage: Evaluation) -> dict[str, Json]:
         "fixed_target_loss": [
             {
                 "length": length,
-                "loss": interval_json(stage.target_loss(length)),
-                "context_gain": interval_json(stage.context_gain(length)),
+                "loss": _interval_json(stage.target_loss(length)),
+                "context_gain": _interval_json(stage.context_gain(length)),
             }
             for length in stage.lengths
         ],
         "loss_by_position": [
-            {"from": first, "to": end, "loss": interval_json(stage.bin_loss((first, end)))}
+            {"from": first, "to": end, "loss": _interval_json(stage.bin_loss((first, end)))}
             for first, end in stage.bins
         ],
         "retrieval": [_retrieval_json(stage, length) for length in stage.lengths],
@@ -116,8 +125,8 @@ def _retrieval_json(stage: Evaluation, length: int) -> Json:
     scores = stage.retrieval.get(length)
     return {
         "length": length,
-        "accuracy": interval_json(stage.accuracy(length)),
-        "accuracy_beyond_trained_length": interval_json(stage.far_accuracy(length)),
+        "accuracy": _interval_json(stage.accuracy(length)),
+        "accuracy_beyond_trained_length": _interval_json(stage.far_accuracy(length)),
         "prompts": None if scores is None else len(scores.correct),
         "correct": None if scores is None else int(scores.correct.sum()),
         "chance": None if scores is None else scores.chance,
@@ -128,17 +137,17 @@ def _comparison_json(comparison: Comparison) -> dict[str, Json]:
     return {
         "before": comparison.before,
         "after": comparison.after,
-        "within_trained_length": interval_json(comparison.within_trained),
+        "within_trained_length": _interval_json(comparison.within_trained),
         "fixed_target_loss": [
-            {"length": length, "difference": interval_json(difference)}
+            {"length": length, "difference": _interval_json(difference)}
             for length, difference in comparison.target_losses.items()
         ],
         "loss_by_position": [
-            {"from": first, "to": end, "difference": interval_json(difference)}
+            {"from": first, "to": end, "difference": _interval_json(difference)}
             for (first, end), difference in comparison.bin_losses.items()
         ],
         "retrieval": [
-            {"length": length, "difference": interval_json(difference)}
+            {"length": length, "difference": _interval_json(difference)}
             for length, difference in comparison.accuracies.items()
         ],
     }
@@ -226,16 +235,3 @@ def _cell(interval: Interval | None, *, signed: bool = False) -> _Cell:
     if interval is None:
         return _Cell(MISSING, "")
     return _Cell(show_number(interval.value, signed=signed), show_range(interval, signed=signed))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write beside `path`, then rename: a full disk or a crash leaves the old file whole."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

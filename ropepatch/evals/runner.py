@@ -2,8 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +21,7 @@ from ropepatch.evals.losses import (
 )
 from ropepatch.evals.retrieval import RetrievalScores, retrieval_prompts, score_prompts
 from ropepatch.evals.windows import Windows, held_out_windows
+from ropepatch.verification import evaluation_mode
 
 #: Tokens at which attention costs as much as the rest of a small model; only progress uses it.
 _QUADRATIC_FROM = 2048
@@ -67,7 +67,7 @@ def evaluate(
         seed=seed,
     )
     _check_vocabulary(model, cut)
-    with _evaluating(model):
+    with evaluation_mode(model):
         return _measure(model, tokenizer, protocol, cut, label, progress or (lambda share: None))
 
 
@@ -188,15 +188,3 @@ def _check_vocabulary(model: PreTrainedModel, windows: Windows) -> None:
             f"the tokenizer gives token {largest}, but the model knows {rows} tokens; "
             f"load the tokenizer that was saved with this model"
         )
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """No dropout inside; afterwards every module is in the mode in which it was found."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ropepatch.terminal import ProgressDisplay, duration
+from ropepatch.whole_files import write_whole
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def forget_metrics_after(path: Path, step: int) -> None:
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
+        write_whole(path, "".join(kept))
 
 
 class TerminalProgress(ProgressDisplay):

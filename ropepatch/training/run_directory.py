@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 
 from ropepatch.errors import CheckpointError, ConfigError
 from ropepatch.training.recipe import Recipe, parse_recipe, recipe_differences, recipe_tree
+from ropepatch.whole_files import write_whole
 
 STAGING = ".staging-"
 NEARLY_NOTHING = 1 << 20  #: bytes
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
-SHARDED = "model.safetensors.index.json"
 
 
 class RunDirectory:
@@ -143,10 +143,3 @@ def replace_directory(source: Path, target: Path) -> None:
     if target.exists():
         os.rename(target, source.with_name(f"{source.name}-old"))
     os.rename(source, target)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file that is never seen half written."""
-    staging = path.with_name(f"{STAGING}{path.name}")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)
