@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from ropepatch.errors import SidecarError
 from ropepatch.methods import Method, make_method
@@ -22,12 +22,11 @@ class Manifest:
     original_max_position_embeddings: int = 0  #: tokens that the checkpoint was trained to
     max_position_embeddings: int = 0  #: tokens that the patched model is for
     layer_types: list[str] | None = None  #: the layer types scaled; None: the model has one
-    unpatched: dict[str, Any] = field(
-        default_factory=dict
-    )  #: the config attributes before the patch
+    #: the config attributes before the patch
+    unpatched: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, method: Method, **rest: Any) -> "Manifest":
+    def of(cls, method: Method, **rest: Any) -> Self:
         """The manifest of a method; tuples become lists, as JSON has them."""
         options = {"factor": method.factor, **method.options()}
         plain = {
@@ -59,7 +58,7 @@ class Manifest:
         return {**content, "digest": digest(content)}
 
     @classmethod
-    def from_json(cls, content: object, where: str) -> "Manifest":
+    def from_json(cls, content: object, where: str) -> Self:
         """Check and read. Raises SidecarError that names `where` the content came from."""
         if not isinstance(content, dict) or "version" not in content:
             raise SidecarError(f"{where} is no ropepatch manifest; save the model again")

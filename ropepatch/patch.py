@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
 
 from ropepatch.adapters.plan import Plan, plan_rotary
 from ropepatch.adapters.pretrained import pretrained_model
+from ropepatch.adapters.rotary import find_rotary_modules
 from ropepatch.errors import AlreadyPatchedError, LengthError, MethodOptionError, NotPatchedError
 from ropepatch.methods import Method, make_method, methods_for
 from ropepatch.methods.base import require_number
@@ -28,10 +29,8 @@ class PatchInfo:
     mechanism: str  #: what was scaled: "rotary"
     original_max_position_embeddings: int  #: tokens that the checkpoint was trained to
     max_position_embeddings: int  #: tokens that the patched model is for
-    layer_types: (
-        tuple[str, ...] | None
-    )  #: the layer types that were scaled; None: the model has one
-    sites: tuple[str, ...] = field(default=())  #: paths of the modules that were replaced
+    layer_types: tuple[str, ...] | None  #: the layer types scaled; None: the model has one
+    sites: tuple[str, ...] = ()  #: paths of the modules that were replaced
 
     @property
     def factor(self) -> float:
@@ -175,8 +174,6 @@ def patch_info(model: nn.Module) -> PatchInfo | None:
 def list_methods(model_or_mechanism: nn.Module | str | None = None) -> list[str]:
     """Names of all methods, or of those that serve a mechanism ("rotary") or a model."""
     if isinstance(model_or_mechanism, nn.Module):
-        from ropepatch.adapters.rotary import find_rotary_modules
-
         find_rotary_modules(pretrained_model(model_or_mechanism))
         return methods_for("rotary")
     return methods_for(model_or_mechanism)

@@ -52,10 +52,7 @@ def prefixed(name: str, layer_type: str | None) -> str:
 
 def frequency_buffer(module: nn.Module, layer_type: str | None) -> Tensor:
     """The stock frequencies of one layer type. (dim/2,)"""
-    buffer: Tensor = module.get_buffer(
-        "inv_freq" if layer_type is None else f"{layer_type}_inv_freq"
-    )
-    return buffer
+    return module.get_buffer(prefixed("inv_freq", layer_type))
 
 
 def rope_types(config: PreTrainedConfig) -> dict[str | None, str]:
@@ -176,7 +173,8 @@ def probe_layout(where: str, module: nn.Module, layer_type: str | None) -> Layou
             )
         ):
             return layout
-    shapes = [tuple(part.shape) for part in answer] if isinstance(answer, tuple) else answer.shape
+    parts = answer if isinstance(answer, tuple) else (answer,)
+    shapes = [tuple(getattr(part, "shape", ())) for part in parts]
     raise UnsupportedModelError(
         f"{where} returns something else than cos and sin of position × inv_freq:"
         f" {type(answer).__name__} {shapes} for 5 positions and {len(inv_freq)} pairs;"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,13 @@ Layout = Literal["halves", "interleaved", "pairs"]
 
 # How a family repeats the dim/2 angles over the channels that it rotates.
 LAYOUTS: dict[Layout, Callable[[Tensor], Tensor]] = {
-    "halves": lambda angles: torch.cat(
-        (angles, angles), dim=-1
-    ),  # Llama, NeoX: pair (i, i + dim/2)
-    "interleaved": lambda angles: angles.repeat_interleave(2, dim=-1),  # Cohere: pair (2i, 2i + 1)
-    "pairs": lambda angles: angles,  # GPT-OSS expands them itself
+    # Llama, NeoX: pair (i, i + dim/2)
+    "halves": lambda angles: torch.cat((angles, angles), dim=-1),
+    # Cohere: pair (2i, 2i + 1)
+    "interleaved": lambda angles: angles.repeat_interleave(2, dim=-1),
+    # GPT-OSS expands them itself
+    "pairs": lambda angles: angles,
 }
-
 
 NO_FLOAT64 = ("mps", "meta")  # on Apple's GPUs angles are made on the host
 
@@ -41,9 +41,7 @@ class RotarySite:
     frequencies: RotaryFrequencies | None  #: what a static method made; None: unscaled or per row
 
     @classmethod
-    def plan(
-        cls, layer_type: str | None, geometry: RotaryGeometry, method: Method | None
-    ) -> "RotarySite":
+    def plan(cls, layer_type: str | None, geometry: RotaryGeometry, method: Method | None) -> Self:
         """Evaluate a static method once. Raises MethodOptionError when it cannot take the geometry."""
         inv_freq, frequencies = geometry.inv_freq, None
         if method is not None:
@@ -136,7 +134,7 @@ class ScaledRotary(nn.Module):
         cos, sin = self.stock(x, position_ids, *arguments)
         return cos, sin
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ScaledRotary":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `.to(dtype)`, `.half()` and `.bfloat16()` come through here. They may move the frequencies, of the
         # stock module too, but not round them: in bfloat16 an angle is off by 40 rad at position 32768.
         device = fn(torch.empty(0, device=self.device)).device

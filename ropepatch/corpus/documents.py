@@ -5,8 +5,6 @@ over thousands of tokens, so a longer context pays. Documents stay whole and kee
 statistics resample documents, and no window is ever stitched from two of them.
 """
 
-from __future__ import annotations
-
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass

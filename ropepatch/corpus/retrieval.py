@@ -5,10 +5,9 @@ answer is one argmax. The fair chance level is one over the number of values in 
 one over the vocabulary: a model that only finds *some* value of the context already reaches it.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ class RetrievalVocabulary:
     values: tuple[int, ...]
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> RetrievalVocabulary:
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> Self:
         """The reserved tokens of a tokenizer, by their spelling (`<|key_00|>`, `<|value_00|>`)."""
         found: dict[str, list[int]] = {"key": [], "value": []}
         for token, token_id in tokenizer.get_vocab().items():

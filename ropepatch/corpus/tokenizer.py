@@ -1,7 +1,5 @@
 """A small byte-level BPE tokenizer whose retrieval keys and values are single reserved tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch
@@ -30,8 +28,11 @@ def train_tokenizer(
     values: int = 64,
     model_max_length: int = 256,
 ) -> PreTrainedTokenizerFast:
-    """Byte-level BPE learned from `documents`; BOS, PAD (also end of text) and the reserved
-    tokens come first. Every text can be encoded: all 256 bytes are in the vocabulary."""
+    """Byte-level BPE learned from `documents`, with `keys` and `values` reserved tokens.
+
+    BOS, PAD (also end of text) and the reserved tokens come first. Every text can be encoded: all
+    256 bytes are in the vocabulary. Raises ConfigError when `vocab_size` has no room for that.
+    """
     special = [BOS, PAD]
     special += [reserved_token("key", index) for index in range(keys)]
     special += [reserved_token("value", index) for index in range(values)]

@@ -84,9 +84,7 @@ class RotaryGeometry:
 class RotaryFrequencies:
     """What a method makes of a geometry."""
 
-    inv_freq: (
-        Tensor  #: radians per token, float64: (dim/2,), or (…, dim/2) for lengths of shape (…)
-    )
+    inv_freq: Tensor  #: radians per token, float64; (dim/2,), or (…, dim/2) for lengths (…)
     attention_factor: Tensor | float = 1.0  #: multiplies cos and sin; a tensor is of shape (…)
 
 

@@ -12,21 +12,15 @@ from ropepatch.methods.base import Method, RotaryFrequencies, RotaryGeometry, re
 from ropepatch.methods.registry import register_method
 from ropepatch.positions import inverse_frequencies, rotary_coherence
 
-# Distances per block. Bases far below the bound fail early, so small blocks reject them cheaply.
-CHUNK = 4096
+# Bases far below the bound fail early, so small blocks reject them cheaply.
+DISTANCES_PER_BLOCK = 4096
 
 
 def stays_coherent(dim: int, base: float, length: int) -> bool:
     """Whether Σ cos(D·θ_i) is nowhere negative for D = 0 … length."""
     inv_freq = inverse_frequencies(dim, base)
-    return all(
-        bool(
-            (
-                rotary_coherence(inv_freq, torch.arange(start, min(start + CHUNK, length + 1))) >= 0
-            ).all()
-        )
-        for start in range(0, length + 1, CHUNK)
-    )
+    blocks = torch.arange(length + 1).split(DISTANCES_PER_BLOCK)
+    return all(bool((rotary_coherence(inv_freq, block) >= 0).all()) for block in blocks)
 
 
 @cache
@@ -55,9 +49,7 @@ class BaseChange(Method):
 
     needs_training: ClassVar[bool] = True
 
-    new_base: float | None = (
-        None  #: the base to use; when not given, the lower bound for the target
-    )
+    new_base: float | None = None  #: when not given, the lower bound for the target length
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,5 +31,5 @@ class DynamicLinear(Method):
     length_dependent: ClassVar[bool] = True
 
     def rotary(self, geometry: RotaryGeometry, length: Tensor | None = None) -> RotaryFrequencies:
-        scale = stretch(length, geometry)
-        return RotaryFrequencies(geometry.inv_freq.to(scale.device) / scale[..., None])
+        factor = stretch(length, geometry)
+        return RotaryFrequencies(geometry.inv_freq.to(factor.device) / factor[..., None])

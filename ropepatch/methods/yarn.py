@@ -19,9 +19,9 @@ from ropepatch.methods.registry import register_method
 from ropepatch.positions import blend, linear_ramp, pair_with_turns, turns
 
 
-def temperature(scale: Tensor, mscale: float = 1.0) -> Tensor:
+def temperature(factor: Tensor, mscale: float = 1.0) -> Tensor:
     """0.1·mscale·ln s + 1 (arXiv 2309.00071, eq. 22; mscale as in DeepSeek's code). (…) → (…)"""
-    return 0.1 * mscale * torch.log(scale) + 1.0
+    return 0.1 * mscale * torch.log(factor) + 1.0
 
 
 @register_method("ntk_by_parts")
@@ -72,14 +72,14 @@ class NtkByParts(Method):
             high += 0.001
         return 1.0 - linear_ramp(torch.arange(geometry.dim // 2, dtype=torch.float64), low, high)
 
-    def interpolated(self, geometry: RotaryGeometry, scale: Tensor) -> Tensor:
-        """Frequencies for scales of shape (…). → (…, dim/2)"""
-        kept, inv_freq = self.kept(geometry).to(scale.device), geometry.inv_freq.to(scale.device)
-        return blend(inv_freq, inv_freq / scale[..., None], kept)
+    def interpolated(self, geometry: RotaryGeometry, factor: Tensor) -> Tensor:
+        """Frequencies for factors of shape (…). → (…, dim/2)"""
+        kept, inv_freq = self.kept(geometry).to(factor.device), geometry.inv_freq.to(factor.device)
+        return blend(inv_freq, inv_freq / factor[..., None], kept)
 
     def rotary(self, geometry: RotaryGeometry, length: Tensor | None = None) -> RotaryFrequencies:
-        scale = torch.tensor(self.factor, dtype=torch.float64)
-        return RotaryFrequencies(self.interpolated(geometry, scale))
+        factor = torch.tensor(self.factor, dtype=torch.float64)
+        return RotaryFrequencies(self.interpolated(geometry, factor))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +97,14 @@ class Tempered(NtkByParts):
         require_number("mscale", self.mscale, at_least=0)
         require_number("mscale_all_dim", self.mscale_all_dim, at_least=0)
 
-    def tempered(self, geometry: RotaryGeometry, scale: Tensor) -> RotaryFrequencies:
-        """Frequencies and attention factor for scales of shape (…)."""
+    def tempered(self, geometry: RotaryGeometry, factor: Tensor) -> RotaryFrequencies:
+        """Frequencies and attention factor for factors of shape (…)."""
         if self.attention_factor is None:
-            factor = temperature(scale, self.mscale) / temperature(scale, self.mscale_all_dim)
+            warmth = temperature(factor, self.mscale) / temperature(factor, self.mscale_all_dim)
         else:
-            # Unscaled sequences stay exactly unscaled, whatever factor was asked for.
-            factor = torch.where(scale > 1, self.attention_factor, torch.ones_like(scale))
-        return RotaryFrequencies(self.interpolated(geometry, scale), factor)
+            # Unscaled sequences stay exactly unscaled, whatever was asked for.
+            warmth = torch.where(factor > 1, self.attention_factor, torch.ones_like(factor))
+        return RotaryFrequencies(self.interpolated(geometry, factor), warmth)
 
 
 @register_method("yarn")

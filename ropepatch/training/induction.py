@@ -7,10 +7,8 @@ current token among the signatures and copies what it finds there. Left to chanc
 have to meet before either pays, which costs a small model many millions of tokens.
 
 The signature is a few random projections of the embedding, so a match is found in one case out
-of three: a start for the optimiser, no finished skill.
+of three: a start for the optimizer, no finished skill.
 """
-
-from __future__ import annotations
 
 import math
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ of the loss. In drills nearly every scored token is found by looking back, so th
 before text takes over.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
