@@ -10,17 +10,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ropepatch.adapters.generation import FixedScaleGenerate
 from ropepatch.adapters.pretrained import text_config, text_configs
 from ropepatch.adapters.rope_config import native_parameters, scaling_attributes
+from ropepatch.adapters.rope_parameters import original_length, require_unscaled
 from ropepatch.adapters.rotary import (
     RotaryModule,
     chosen_layer_types,
     find_rotary_modules,
-    original_length,
-    require_unscaled,
     unscaled,
 )
 from ropepatch.attention.lengths import AnnounceCallLengths
 from ropepatch.attention.rotary import ScaledRotary
-from ropepatch.errors import NothingPatchedError
 from ropepatch.manifest import CONFIG_KEY, Manifest
 from ropepatch.methods import Method
 from ropepatch.surgery import AttributeChange, Change, HookChange
@@ -58,7 +56,8 @@ def plan_rotary(
 ) -> Plan:
     """Plan the scaling of all rotary modules; `method_for` makes the method for a trained length.
 
-    Raises UnsupportedModelError, AlreadyScaledError, MethodOptionError or LengthError.
+    Raises UnsupportedModelError, AlreadyScaledError, MethodOptionError, LengthError or
+    NothingPatchedError.
     """
     stock = find_rotary_modules(model)
     config = text_config(model)
@@ -68,19 +67,11 @@ def plan_rotary(
     method = method_for(length)
     plain = [unscaled(model, module, config) for module in stock]
     scaled = chosen_layer_types(plain, layer_types)
-    if not scaled:
-        raise NothingPatchedError(
-            f"{type(model).__name__} has rotary layer types"
-            f" {[name for module in plain for name in module.layer_types]}, none of full attention;"
-            " name those to scale with layer_types="
-        )
     replacements = [module.replacement(config, method, length, scaled) for module in plain]
     native = {
-        layer_type: native_parameters(
-            config, module.module, layer_type, method, replacement.sites[layer_type].geometry
-        )
+        layer_type: native_parameters(config, module.module, layer_type, method, site.geometry)
         for module, replacement in zip(plain, replacements, strict=True)
-        for layer_type in module.layer_types
+        for layer_type, site in replacement.sites.items()
         if layer_type in scaled
     }
     plan = Plan(

@@ -8,7 +8,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ropepatch.adapters.rotary import frequency_buffer, parameters_of, prefixed
+from ropepatch.adapters.rope_parameters import parameters_of
+from ropepatch.adapters.rotary import frequency_buffer, prefixed
 from ropepatch.attention.rotary import is_scaled
 from ropepatch.errors import UnsupportedModelError
 from ropepatch.methods import Method, RotaryFrequencies, RotaryGeometry

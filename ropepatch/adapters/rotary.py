@@ -14,8 +14,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ropepatch.adapters.pretrained import text_config, text_modules
+from ropepatch.adapters.rope_parameters import parameters_of, scaling_types
 from ropepatch.attention.rotary import LAYOUTS, Layout, RotarySite, ScaledRotary
-from ropepatch.errors import AlreadyScaledError, LengthError, UnsupportedModelError
+from ropepatch.errors import (
+    LengthError,
+    NothingPatchedError,
+    UnsupportedModelError,
+)
 from ropepatch.methods import Method, RotaryGeometry
 
 DEFAULT_LAYER_TYPE = "full_attention"  # sliding-window layers never see beyond their window
@@ -53,20 +58,6 @@ def prefixed(name: str, layer_type: str | None) -> str:
 def frequency_buffer(module: nn.Module, layer_type: str | None) -> Tensor:
     """The stock frequencies of one layer type. (dim/2,)"""
     return module.get_buffer(prefixed("inv_freq", layer_type))
-
-
-def rope_types(config: PreTrainedConfig) -> dict[str | None, str]:
-    """The config's `rope_type` for every layer type that rotates; None stands for all layers."""
-    parameters = config.rope_parameters or {}
-    nested = {name: value for name, value in parameters.items() if isinstance(value, dict)}
-    if not nested:
-        return {None: parameters.get("rope_type", "default")}
-    return {name: value.get("rope_type", "default") for name, value in nested.items()}
-
-
-def parameters_of(rope_parameters: dict[str, Any], layer_type: str | None) -> dict[str, Any]:
-    """The part of a config's `rope_parameters` that holds for one layer type."""
-    return rope_parameters if layer_type is None else rope_parameters[layer_type]
 
 
 def find_rotary_modules(model: PreTrainedModel) -> list[RotaryModule]:
@@ -184,7 +175,7 @@ def probe_layout(where: str, module: nn.Module, layer_type: str | None) -> Layou
 
 def unscaled(model: PreTrainedModel, found: RotaryModule, config: PreTrainedConfig) -> RotaryModule:
     """The module without the config's own scaling: itself, or rebuilt by transformers."""
-    if all(kind == "default" for kind in rope_types(config).values()):
+    if not scaling_types(config):
         return found
     if any(
         parameters_of(config.rope_parameters, name).get("mscale_all_dim")
@@ -203,43 +194,6 @@ def unscaled(model: PreTrainedModel, found: RotaryModule, config: PreTrainedConf
     device = frequency_buffer(found.module, found.layer_types[0]).device
     rebuilt = type(found.module)(plain).to(device)
     return understand(found.path, found.parent, rebuilt)
-
-
-def original_length(config: PreTrainedConfig, given: int | None) -> int:
-    """Tokens that the checkpoint was trained to: as given, or as its config tells.
-
-    Raises LengthError for what cannot be a length, and when the config does not tell.
-    """
-    if given is not None:
-        if type(given) is not int or given < 1:
-            raise LengthError(
-                f"original_max_position_embeddings is {given!r}; allowed: a whole number of tokens,"
-                " at least 1"
-            )
-        return given
-    scaled = {name: kind for name, kind in rope_types(config).items() if kind != "default"}
-    # transformers' `dynamic` scales beyond max_position_embeddings, so that stays the original length.
-    if set(scaled.values()) <= {"dynamic"}:
-        return int(config.max_position_embeddings)
-    name, kind = next(iter(scaled.items()))
-    length = parameters_of(config.rope_parameters, name).get("original_max_position_embeddings")
-    if length is None:
-        raise LengthError(
-            f"the config scales its positions ({kind!r}) but does not say from which length;"
-            " give original_max_position_embeddings="
-        )
-    return int(length)
-
-
-def require_unscaled(config: PreTrainedConfig) -> None:
-    """Raise AlreadyScaledError when the config scales its positions by itself."""
-    scaled = {name: kind for name, kind in rope_types(config).items() if kind != "default"}
-    if scaled:
-        kinds = ", ".join(sorted(set(scaled.values())))
-        raise AlreadyScaledError(
-            f"this checkpoint's config already scales its positions (rope_type {kinds});"
-            " pass replace=True to put the new method in its place"
-        )
 
 
 def stock_geometry(
@@ -274,14 +228,23 @@ def rounds_to(inv_freq: Tensor, geometry: RotaryGeometry) -> bool:
 
 
 def chosen_layer_types(found: list[RotaryModule], asked: Sequence[str] | None) -> set[str | None]:
-    """Which layer types are scaled: the full-attention ones unless others are asked for."""
+    """Which layer types are scaled: the full-attention ones unless others are asked for.
+
+    Raises LengthError for types that the model does not have, NothingPatchedError for none.
+    """
     present = {name for module in found for name in module.layer_types}
+    have = ", ".join(sorted(str(name) for name in present if name)) or "one for all layers"
     if asked is None:
-        return present if len(present) == 1 else present & {None, DEFAULT_LAYER_TYPE}
-    unknown = set(asked) - present
-    if unknown:
-        have = ", ".join(sorted(str(name) for name in present if name)) or "one for all layers"
+        chosen = present if len(present) == 1 else present & {None, DEFAULT_LAYER_TYPE}
+    else:
+        chosen = set(asked)
+    if unknown := chosen - present:
         raise LengthError(
-            f"layer_types has {sorted(unknown)}, but the model's rotary types are: {have}"
+            f"layer_types has {sorted(map(str, unknown))}, but the model's rotary types are: {have}"
         )
-    return set(asked)
+    if not chosen:
+        raise NothingPatchedError(
+            f"no layer type is to be scaled; the model's rotary types are: {have}; name those to "
+            "scale with layer_types="
+        )
+    return chosen
