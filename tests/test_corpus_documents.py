@@ -1,5 +1,6 @@
 """Documents: the standard library's splits, and files that cannot be read."""
 
+import errno
 import re
 
 import pytest
@@ -84,6 +85,17 @@ def test_a_file_without_text_is_refused(tmp_path, content, complaint):
     file = tmp_path / "file.txt"
     file.write_bytes(content)
     with pytest.raises(DataError, match=f"{re.escape(str(file))} {complaint}"):
+        read_documents(file)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    file = tmp_path / "file.txt"
+    file.write_text("text")
+    monkeypatch.setattr(type(file), "read_bytes", refuse)
+    with pytest.raises(DataError, match=r"file\.txt cannot be read: Permission denied"):
         read_documents(file)
 
 

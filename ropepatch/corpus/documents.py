@@ -104,7 +104,10 @@ def standard_library(split: Split) -> list[Document]:
 
 
 def read_documents(path: Path) -> list[Document]:
-    """A text file as one document, or every file below a directory as one each, sorted by name."""
+    """A text file as one document, or every file below a directory as one each, sorted by name.
+
+    Raises DataError for a path that holds no files, and for a file that is not UTF-8 text.
+    """
     if not path.exists():
         raise DataError(f"no file or directory at {path}; check the path")
     files = [path] if path.is_file() else sorted(path.rglob("*"))
@@ -158,7 +161,12 @@ def _hidden(file: Path, root: Path) -> bool:
 
 
 def _read_text(path: Path) -> str:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; check its permissions"
+        ) from error
     if b"\0" in content:
         raise DataError(f"{path} is binary (it holds NUL bytes); only UTF-8 text can be read")
     try:
