@@ -143,7 +143,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 def _positions(config: "PreTrainedConfig") -> str:
     """`rotary, default, base 10,000`, for every layer type that rotates."""
-    from ropepatch.adapters.rotary import parameters_of, rope_types
+    from ropepatch.adapters.rope_parameters import parameters_of, rope_types
 
     lines = []
     for layer_type, rope_type in rope_types(config).items():
@@ -154,10 +154,10 @@ def _positions(config: "PreTrainedConfig") -> str:
 
 
 def _patch_summary(config: "PreTrainedConfig") -> str:
-    from ropepatch.manifest import CONFIG_KEY, Manifest
+    from ropepatch.manifest import Manifest
 
-    content = getattr(config, CONFIG_KEY, None)
-    return "none" if content is None else Manifest.from_json(content, "the config").summary()
+    manifest = Manifest.in_config(config)
+    return "none" if manifest is None else manifest.summary()
 
 
 def patch(options: argparse.Namespace) -> None:
@@ -250,16 +250,16 @@ def measure(options: argparse.Namespace) -> None:
 
 def _trained_length(config: "PreTrainedConfig") -> int:
     """Tokens that the checkpoint was trained to before any patch."""
-    from ropepatch.manifest import CONFIG_KEY, Manifest
+    from ropepatch.manifest import Manifest
 
-    content = getattr(config, CONFIG_KEY, None)
-    if content is None:
+    manifest = Manifest.in_config(config)
+    if manifest is None:
         return int(config.max_position_embeddings)
-    return Manifest.from_json(content, "the config").original_max_position_embeddings
+    return manifest.original_max_position_embeddings
 
 
 def demo(options: argparse.Namespace) -> None:
-    """`make demo`."""
+    """Extend the bundled checkpoint and write what that does to it."""
     from ropepatch.demo import main as run_demo
 
     run_demo(options.output)

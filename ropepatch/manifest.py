@@ -58,6 +58,12 @@ class Manifest:
         return {**content, "digest": digest(content)}
 
     @classmethod
+    def in_config(cls, config: object) -> Self | None:
+        """The manifest that a config holds, or None. Raises SidecarError when it was edited."""
+        content = getattr(config, CONFIG_KEY, None)
+        return None if content is None else cls.from_json(content, "the config")
+
+    @classmethod
     def from_json(cls, content: object, where: str) -> Self:
         """Check and read. Raises SidecarError that names `where` the content came from."""
         if not isinstance(content, dict) or "version" not in content:

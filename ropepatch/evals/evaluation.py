@@ -56,6 +56,7 @@ class Evaluation:
 
     @property
     def bins(self) -> tuple[Bin, ...]:
+        """The position bins, from the start of the window to its end."""
         return tuple(pairwise(self.edges))
 
     def bin_loss(self, positions: Bin) -> Interval:
@@ -81,6 +82,7 @@ class Evaluation:
 
     @property
     def chance(self) -> float | None:
+        """Share of right answers that guessing gives; None where nothing was asked."""
         return max((scores.chance for scores in self.retrieval.values()), default=None)
 
     def target_means(self, length: int) -> Floats:

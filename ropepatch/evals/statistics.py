@@ -30,6 +30,7 @@ class Interval:
 
     @property
     def bounded(self) -> bool:
+        """Whether both ends are known."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 
