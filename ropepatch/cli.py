@@ -22,12 +22,12 @@ Command = Callable[[argparse.Namespace], None]
 
 USER_ERROR = 2
 INTERRUPTED = 130  #: what a shell reports for a program that Ctrl-C ended
-MULTIPLES = (1, 2, 4, 8)  #: of the trained length, for `eval`
+_MULTIPLES = (1, 2, 4, 8)  #: of the trained length, for `eval`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
-    options = build_parser().parse_args(arguments)
+    options = _build_parser().parse_args(arguments)
     command: Command = options.command
     try:
         with warnings.catch_warnings():
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     """One subparser per command; each knows the function that runs it."""
     parser = argparse.ArgumentParser(
         prog="ropepatch", description="Extend the context of a Hugging Face checkpoint."
@@ -162,7 +162,7 @@ def _patch_summary(config: "PreTrainedConfig") -> str:
 
 def patch(options: argparse.Namespace) -> None:
     """Patch, verify, save."""
-    method_options = parse_options(options.set)
+    method_options = _parse_options(options.set)
     model = _open_model(options.model)
 
     from ropepatch import patch_info, patch_model, save_pretrained, verify
@@ -186,7 +186,7 @@ def patch(options: argparse.Namespace) -> None:
     )
 
 
-def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+def _parse_options(texts: Sequence[str]) -> dict[str, Any]:
     """`["beta_fast=16"]` → `{"beta_fast": 16}`; values are YAML."""
     import yaml
 
@@ -237,7 +237,7 @@ def measure(options: argparse.Namespace) -> None:
             pretrained_model(model),
             open_tokenizer(options.model),
             load_documents(options.data, "held_out"),
-            lengths=sorted(options.lengths or [trained * multiple for multiple in MULTIPLES]),
+            lengths=sorted(options.lengths or [trained * multiple for multiple in _MULTIPLES]),
             trained_length=trained,
             label=options.model,
             windows=options.windows,

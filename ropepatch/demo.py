@@ -17,21 +17,21 @@ from ropepatch.training.recipe import Recipe, load_recipe
 from ropepatch.training.runner import train
 from ropepatch.verification import verify
 
-ROOT = Path(__file__).resolve().parent.parent
-RECIPE = "recipes/tiny-llama-yarn-4x.yaml"
-MULTIPLES = (1, 2, 4, 8)  #: of the trained length
-WINDOWS = 50
-PROMPTS = 64
+_ROOT = Path(__file__).resolve().parent.parent
+_RECIPE = "recipes/tiny-llama-yarn-4x.yaml"
+_MULTIPLES = (1, 2, 4, 8)  #: of the trained length
+_WINDOWS = 50
+_PROMPTS = 64
 #: Of the time, as measured on two cores: each of three measurements, the fine-tune, the reload.
 MEASURE, TUNE, RELOAD = 0.13, 0.58, 0.03
 #: Stock angles are float32 and ours exact: at position 1000 that moves logits by 1e-4.
-SAME_LOGITS = 1e-3
+_SAME_LOGITS = 1e-3
 
 
 def main(directory: Path) -> None:
     """Measure, patch, measure, fine-tune, measure, save, reload; report into `directory`."""
     started = time.perf_counter()
-    recipe = demo_recipe(directory)
+    recipe = _demo_recipe(directory)
     silence_transformers()
     checkpoint = str(recipe.model.path)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -45,10 +45,10 @@ def main(directory: Path) -> None:
                 model,
                 tokenizer,
                 documents,
-                lengths=[trained * multiple for multiple in MULTIPLES],
+                lengths=[trained * multiple for multiple in _MULTIPLES],
                 trained_length=trained,
-                windows=WINDOWS,
-                prompts=PROMPTS,
+                windows=_WINDOWS,
+                prompts=_PROMPTS,
                 label=label,
                 progress=done,
             )
@@ -66,7 +66,7 @@ def main(directory: Path) -> None:
         tuned = load_pretrained(result.directory, base_model=model).merge_and_unload()  # type: ignore[operator]
         stages.append(measure(tuned, f"{name} + LoRA"))
         with progress.stage("save, and reload with plain transformers", RELOAD):
-            check = reload_check(tuned, save_pretrained(tuned, directory / "model", tokenizer))
+            check = _reload_check(tuned, save_pretrained(tuned, directory / "model", tokenizer))
     seconds = time.perf_counter() - started
     comparisons = [compare(stages[0], stage) for stage in stages[1:]]
     page = write_report(
@@ -74,30 +74,30 @@ def main(directory: Path) -> None:
         comparisons,
         directory,
         title="tiny-llama, extended from 256 to 1024 tokens",
-        notes=[f"Made by make demo in {duration(seconds)}, from {RECIPE}."],
+        notes=[f"Made by make demo in {duration(seconds)}, from {_RECIPE}."],
         checks=[check],
     )
     print_table(stages, comparisons, checks=[check])
     print(f"\n{duration(seconds)}. Report: {page}")
 
 
-def demo_recipe(directory: Path) -> Recipe:
+def _demo_recipe(directory: Path) -> Recipe:
     """The shipped recipe, with its result below `directory`, which is emptied of an earlier demo."""
-    if not (ROOT / RECIPE).is_file():
+    if not (_ROOT / _RECIPE).is_file():
         raise CheckpointError(
-            f"the demo needs the recipes and the checkpoint of the repository, and {ROOT} has none;"
+            f"the demo needs the recipes and the checkpoint of the repository, and {_ROOT} has none;"
             " clone it and run `make demo` there"
         )
     run = directory / "fine-tune"
     if run.is_dir():
         shutil.rmtree(run)
-    recipe = load_recipe(ROOT / RECIPE)
-    path = ROOT / str(recipe.model.path)
-    return load_recipe(ROOT / RECIPE, (f"output_dir={run}", f"model.path={path}"))
+    recipe = load_recipe(_ROOT / _RECIPE)
+    path = _ROOT / str(recipe.model.path)
+    return load_recipe(_ROOT / _RECIPE, (f"output_dir={run}", f"model.path={path}"))
 
 
 @torch.no_grad()
-def reload_check(model: PreTrainedModel, directory: Path) -> Check:
+def _reload_check(model: PreTrainedModel, directory: Path) -> Check:
     """Whether what was saved gives the same logits again, in plain transformers and in ropepatch."""
     info = patch_info(model)
     assert info is not None
@@ -110,7 +110,7 @@ def reload_check(model: PreTrainedModel, directory: Path) -> Check:
     )
     return Check(
         question="Does the saved checkpoint give the same logits in plain transformers?",
-        passed=by_plain <= SAME_LOGITS and by_ours == 0.0,
+        passed=by_plain <= _SAME_LOGITS and by_ours == 0.0,
         detail=(
             f"largest difference {by_plain:.0e} over {ids.shape[1]} tokens, from float32 angles there;"
             f" {by_ours:g} with ropepatch.load_pretrained"

@@ -9,7 +9,7 @@ from ropepatch.errors import SidecarError
 from ropepatch.methods import Method, make_method
 
 CONFIG_KEY = "ropepatch"  #: the config attribute that holds a manifest
-VERSION = 1
+_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """With a version and a digest that tells edits."""
-        content = {"version": VERSION, **asdict(self)}
+        content = {"version": _VERSION, **asdict(self)}
         return {**content, "digest": digest(content)}
 
     @classmethod
@@ -68,9 +68,9 @@ class Manifest:
         """Check and read. Raises SidecarError that names `where` the content came from."""
         if not isinstance(content, dict) or "version" not in content:
             raise SidecarError(f"{where} is no ropepatch manifest; save the model again")
-        if content["version"] != VERSION:
+        if content["version"] != _VERSION:
             raise SidecarError(
-                f"{where} has manifest version {content['version']!r}, this ropepatch reads {VERSION};"
+                f"{where} has manifest version {content['version']!r}, this ropepatch reads {_VERSION};"
                 " use the version that wrote it"
             )
         rest = {key: value for key, value in content.items() if key != "digest"}

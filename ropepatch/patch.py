@@ -15,7 +15,7 @@ from ropepatch.methods import Method, make_method, methods_for
 from ropepatch.methods.base import require_number
 from ropepatch.surgery import PatchRecord, find_record
 
-DEFAULT_FACTOR = 4.0
+_DEFAULT_FACTOR = 4.0
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -73,12 +73,12 @@ def patch_model(
     try:
         plan = plan_rotary(
             root,
-            lambda length: resolve_method(method, factor, target_length, length, options),
+            lambda length: _resolve_method(method, factor, target_length, length, options),
             original_max_position_embeddings=original_max_position_embeddings,
             replace=replace,
             layer_types=layer_types,
         )
-        PatchRecord(plan.changes, about=info_of(plan)).apply(root)
+        PatchRecord(plan.changes, about=_info_of(plan)).apply(root)
     except BaseException:
         if previous is not None:
             previous[1].apply(previous[0])
@@ -86,7 +86,7 @@ def patch_model(
     return model
 
 
-def info_of(plan: Plan) -> PatchInfo:
+def _info_of(plan: Plan) -> PatchInfo:
     """What a plan puts into a model."""
     return PatchInfo(
         method=plan.method.name,
@@ -99,7 +99,7 @@ def info_of(plan: Plan) -> PatchInfo:
     )
 
 
-def resolve_method(
+def _resolve_method(
     method: str | Method,
     factor: float | None,
     target_length: int | None,
@@ -123,7 +123,7 @@ def resolve_method(
             )
         factor = by_length
     if not isinstance(method, Method):
-        return make_method(method, factor=DEFAULT_FACTOR if factor is None else factor, **options)
+        return make_method(method, factor=_DEFAULT_FACTOR if factor is None else factor, **options)
     if options:
         raise MethodOptionError(
             f"{method.name!r} is given as an instance; set {', '.join(options)} there"

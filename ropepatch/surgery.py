@@ -40,7 +40,7 @@ class Change(Protocol):
         """Whether what was changed is still as the change left it."""
 
 
-def own_attribute(target: object, attribute: str) -> Any:
+def _own_attribute(target: object, attribute: str) -> Any:
     """The attribute that `target` itself holds (submodules included), else ABSENT."""
     if isinstance(target, nn.Module) and attribute in target._modules:
         return target._modules[attribute]
@@ -57,7 +57,7 @@ class AttributeChange:
     before: Any = ABSENT
 
     def apply(self) -> None:
-        self.before = own_attribute(self.target, self.attribute)
+        self.before = _own_attribute(self.target, self.attribute)
         # A dict is copied, so that an edit of it in place can be told from what was put there.
         after = copy.deepcopy(self.after) if isinstance(self.after, dict) else self.after
         setattr(self.target, self.attribute, after)
@@ -65,11 +65,11 @@ class AttributeChange:
     def revert(self) -> None:
         if self.before is not ABSENT:
             setattr(self.target, self.attribute, self.before)
-        elif own_attribute(self.target, self.attribute) is not ABSENT:
+        elif _own_attribute(self.target, self.attribute) is not ABSENT:
             delattr(self.target, self.attribute)
 
     def is_live(self) -> bool:
-        live = own_attribute(self.target, self.attribute)
+        live = _own_attribute(self.target, self.attribute)
         return live is self.after or (not isinstance(live, nn.Module) and bool(live == self.after))
 
 

@@ -86,15 +86,15 @@ def plan_rotary(
         ],
     )
     plan.changes.extend(
-        change for each in text_configs(model) for change in config_changes(each, native, plan)
+        change for each in text_configs(model) for change in _config_changes(each, native, plan)
     )
-    plan.changes.extend(generation_changes(model, config, plan))
+    plan.changes.extend(_generation_changes(model, config, plan))
     if method.length_dependent:
-        plan.changes.extend(length_changes(model, plain, replacements))
+        plan.changes.extend(_length_changes(model, plain, replacements))
     return plan
 
 
-def config_changes(
+def _config_changes(
     config: PreTrainedConfig, native: dict[str | None, dict[str, Any]], plan: Plan
 ) -> list[Change]:
     """The config says what is live, how to load it, and what it was."""
@@ -107,7 +107,7 @@ def config_changes(
     return [AttributeChange(config, held[name], value) for name, value in after.items()]
 
 
-def generation_changes(
+def _generation_changes(
     model: PreTrainedModel, config: PreTrainedConfig, plan: Plan
 ) -> list[Change]:
     """A generation config that ends at the old limit ends at the new one."""
@@ -117,7 +117,7 @@ def generation_changes(
     return [AttributeChange(generation, "max_length", plan.max_position_embeddings)]
 
 
-def length_changes(
+def _length_changes(
     model: PreTrainedModel, modules: list[RotaryModule], replacements: list[ScaledRotary]
 ) -> list[Change]:
     """Row lengths reach the rotary modules from forward calls and from `generate`."""

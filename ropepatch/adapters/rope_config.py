@@ -14,7 +14,7 @@ from ropepatch.attention.rotary import is_scaled
 from ropepatch.errors import UnsupportedModelError
 from ropepatch.methods import Method, RotaryFrequencies, RotaryGeometry
 
-STOPPED = 1e30  # divisor for a pair that does not turn: finite, so that the JSON stays standard
+_STOPPED = 1e30  # divisor for a pair that does not turn: finite, so that the JSON stays standard
 
 
 def native_parameters(
@@ -30,12 +30,14 @@ def native_parameters(
     static vector. Length-dependent methods get a type that stock transformers refuses by name.
     """
     if method.length_dependent:
-        return refused_parameters(config, layer_type, method, geometry)
+        return _refused_parameters(config, layer_type, method, geometry)
     frequencies = method.rotary(geometry)
     if not is_scaled(frequencies, geometry.inv_freq).any():
         return {"rope_type": "default", "rope_theta": geometry.base}
-    for candidate in (method.native(geometry), as_longrope(method, geometry, frequencies)):
-        if candidate is not None and reproduces(config, module, layer_type, candidate, frequencies):
+    for candidate in (method.native(geometry), _as_longrope(method, geometry, frequencies)):
+        if candidate is not None and _reproduces(
+            config, module, layer_type, candidate, frequencies
+        ):
             return candidate
     raise UnsupportedModelError(
         f"transformers' {type(module).__name__} reproduces {method.name!r} neither by its own rope"
@@ -43,7 +45,7 @@ def native_parameters(
     )
 
 
-def refused_parameters(
+def _refused_parameters(
     config: PreTrainedConfig, layer_type: str | None, method: Method, geometry: RotaryGeometry
 ) -> dict[str, Any]:
     """Parameters that a config can be saved with, and with which no stock module can be built."""
@@ -51,14 +53,14 @@ def refused_parameters(
     by_type = {"rope_type": notice, "rope_theta": geometry.base}
     # Phi-3's config accepts known types only; there the base makes the stock arithmetic fail.
     by_base = {"rope_type": "default", "rope_theta": notice}
-    return by_type if is_valid(trial_config(config, layer_type, by_type)) else by_base
+    return by_type if _is_valid(_trial_config(config, layer_type, by_type)) else by_base
 
 
-def as_longrope(
+def _as_longrope(
     method: Method, geometry: RotaryGeometry, frequencies: RotaryFrequencies
 ) -> dict[str, Any]:
     """Any static vector of frequencies as equal short and long divisors."""
-    divisors = (geometry.inv_freq / frequencies.inv_freq).clamp(max=STOPPED).tolist()
+    divisors = (geometry.inv_freq / frequencies.inv_freq).clamp(max=_STOPPED).tolist()
     return {
         "rope_type": "longrope",
         "rope_theta": geometry.base,
@@ -70,7 +72,7 @@ def as_longrope(
     }
 
 
-def reproduces(
+def _reproduces(
     config: PreTrainedConfig,
     module: nn.Module,
     layer_type: str | None,
@@ -78,8 +80,8 @@ def reproduces(
     frequencies: RotaryFrequencies,
 ) -> bool:
     """Whether the stock rotary class, built from the candidate, makes these frequencies."""
-    trial = trial_config(config, layer_type, candidate)
-    if not is_valid(trial):
+    trial = _trial_config(config, layer_type, candidate)
+    if not _is_valid(trial):
         return False
     built = type(module)(trial)
     made = frequency_buffer(built, layer_type).double()
@@ -92,7 +94,7 @@ def reproduces(
     )
 
 
-def trial_config(
+def _trial_config(
     config: PreTrainedConfig, layer_type: str | None, candidate: dict[str, Any]
 ) -> PreTrainedConfig:
     """A copy of `config` with other parameters for one layer type."""
@@ -102,7 +104,7 @@ def trial_config(
     return trial
 
 
-def is_valid(config: PreTrainedConfig) -> bool:
+def _is_valid(config: PreTrainedConfig) -> bool:
     """Whether transformers would save the config: some architectures accept few rope types."""
     try:
         config.validate()

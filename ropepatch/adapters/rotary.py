@@ -23,7 +23,7 @@ from ropepatch.errors import (
 )
 from ropepatch.methods import Method, RotaryGeometry
 
-DEFAULT_LAYER_TYPE = "full_attention"  # sliding-window layers never see beyond their window
+_DEFAULT_LAYER_TYPE = "full_attention"  # sliding-window layers never see beyond their window
 
 
 @dataclass
@@ -43,7 +43,7 @@ class RotaryModule:
         """The patched module, in which only the layer types `scaled` are."""
         sites = []
         for layer_type in self.layer_types:
-            geometry = read_geometry(config, self, layer_type, length)
+            geometry = _read_geometry(config, self, layer_type, length)
             site = RotarySite.plan(layer_type, geometry, method if layer_type in scaled else None)
             site.to(frequency_buffer(self.module, layer_type).device)
             sites.append(site)
@@ -73,19 +73,19 @@ def find_rotary_modules(model: PreTrainedModel) -> list[RotaryModule]:
         )
     modules = text_modules(model)
     found = [
-        understand(name, modules[name.rpartition(".")[0]], module)
+        _understand(name, modules[name.rpartition(".")[0]], module)
         for name, module in modules.items()
         if any(buffer.endswith("inv_freq") for buffer, _ in module.named_buffers(recurse=False))
     ]
     if not found:
         raise UnsupportedModelError(
             f"{type(model).__name__} (model_type {text_config(model).model_type!r}) has no rotary"
-            f" module; {what_it_has(modules)}. ropepatch scales modules that hold `inv_freq`"
+            f" module; {_what_it_has(modules)}. ropepatch scales modules that hold `inv_freq`"
         )
     return found
 
 
-def what_it_has(modules: dict[str, nn.Module]) -> str:
+def _what_it_has(modules: dict[str, nn.Module]) -> str:
     """What else encodes positions, as far as names tell, for an error message."""
     hints = [
         name
@@ -100,7 +100,7 @@ def what_it_has(modules: dict[str, nn.Module]) -> str:
     )
 
 
-def understand(path: str, parent: nn.Module, module: nn.Module) -> RotaryModule:
+def _understand(path: str, parent: nn.Module, module: nn.Module) -> RotaryModule:
     """Read a rotary module's layer types and probe its layout."""
     buffers = [name for name, _ in module.named_buffers(recurse=False)]
     frequencies = [
@@ -129,14 +129,14 @@ def understand(path: str, parent: nn.Module, module: nn.Module) -> RotaryModule:
         raise UnsupportedModelError(
             f"{where} is on the meta device and has no values; load the weights, then patch"
         )
-    layouts = {probe_layout(where, module, layer_type) for layer_type in layer_types}
+    layouts = {_probe_layout(where, module, layer_type) for layer_type in layer_types}
     return RotaryModule(
         path, parent, path.rpartition(".")[2], module, layer_types, layout=layouts.pop()
     )
 
 
 @torch.no_grad()
-def probe_layout(where: str, module: nn.Module, layer_type: str | None) -> Layout:
+def _probe_layout(where: str, module: nn.Module, layer_type: str | None) -> Layout:
     """How the module spreads angles over channels, from what it answers to a few positions."""
     inv_freq = frequency_buffer(module, layer_type).float()
     # Near positions, beyond which transformers' own dynamic scaling would start to change the module.
@@ -193,7 +193,7 @@ def unscaled(model: PreTrainedModel, found: RotaryModule, config: PreTrainedConf
         parameters["rope_type"] = "default"
     device = frequency_buffer(found.module, found.layer_types[0]).device
     rebuilt = type(found.module)(plain).to(device)
-    return understand(found.path, found.parent, rebuilt)
+    return _understand(found.path, found.parent, rebuilt)
 
 
 def stock_geometry(
@@ -207,7 +207,7 @@ def stock_geometry(
     )
 
 
-def read_geometry(
+def _read_geometry(
     config: PreTrainedConfig, found: RotaryModule, layer_type: str | None, length: int
 ) -> RotaryGeometry:
     """What the method is told. Raises UnsupportedModelError when frequencies are not base^(−2i/dim)."""
@@ -235,7 +235,7 @@ def chosen_layer_types(found: list[RotaryModule], asked: Sequence[str] | None) -
     present = {name for module in found for name in module.layer_types}
     have = ", ".join(sorted(str(name) for name in present if name)) or "one for all layers"
     if asked is None:
-        chosen = present if len(present) == 1 else present & {None, DEFAULT_LAYER_TYPE}
+        chosen = present if len(present) == 1 else present & {None, _DEFAULT_LAYER_TYPE}
     else:
         chosen = set(asked)
     if unknown := chosen - present:

@@ -55,11 +55,11 @@ class AnnounceCallLengths:
         arguments = kwargs
         if args:
             arguments = inspect.signature(decoder.forward).bind_partial(*args, **kwargs).arguments
-        lengths = None if output else call_lengths(arguments)  # after the call they hold no more
+        lengths = None if output else _call_lengths(arguments)  # after the call they hold no more
         _CALL.set({**(_CALL.get() or {}), id(self.rotary): lengths})
 
 
-def call_lengths(arguments: dict[str, Any]) -> Tensor | None:
+def _call_lengths(arguments: dict[str, Any]) -> Tensor | None:
     """Tokens in each row of one forward call, cached ones included. (batch,) or None: see positions.
 
     A 2-D mask covers cached and new tokens. Without one, all rows are as long as cache and input.

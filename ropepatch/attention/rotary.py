@@ -22,12 +22,12 @@ LAYOUTS: dict[Layout, Callable[[Tensor], Tensor]] = {
     "pairs": lambda angles: angles,
 }
 
-NO_FLOAT64 = ("mps", "meta")  # on Apple's GPUs angles are made on the host
+_NO_FLOAT64 = ("mps", "meta")  # on Apple's GPUs angles are made on the host
 
 
-def with_float64(tensor: Tensor) -> Tensor:
+def _with_float64(tensor: Tensor) -> Tensor:
     """The tensor where float64 arithmetic is possible."""
-    return tensor.cpu() if tensor.device.type in NO_FLOAT64 else tensor
+    return tensor.cpu() if tensor.device.type in _NO_FLOAT64 else tensor
 
 
 @dataclass
@@ -61,7 +61,7 @@ class RotarySite:
 
     def to(self, device: torch.device) -> None:
         """Move, never cast: float64 is what keeps angles exact."""
-        if device.type in NO_FLOAT64:
+        if device.type in _NO_FLOAT64:
             return
         self.inv_freq = self.inv_freq.to(device)
         if self.frequencies is not None:
@@ -105,7 +105,7 @@ class ScaledRotary(nn.Module):
 
     def _per_row(self, x: Tensor, position_ids: Tensor, site: RotarySite) -> tuple[Tensor, Tensor]:
         assert site.method is not None
-        lengths = with_float64(row_lengths(self, position_ids))
+        lengths = _with_float64(row_lengths(self, position_ids))
         position_ids = position_ids.expand(lengths.shape[0], -1)
         made = site.method.rotary(site.geometry, lengths)
         factor = torch.as_tensor(made.attention_factor, device=lengths.device)
@@ -120,7 +120,7 @@ class ScaledRotary(nn.Module):
     def _rotation(
         self, x: Tensor, position_ids: Tensor, frequencies: RotaryFrequencies
     ) -> tuple[Tensor, Tensor]:
-        positions = with_float64(position_ids)
+        positions = _with_float64(position_ids)
         angles = positions[..., None].double() * frequencies.inv_freq.to(positions.device)
         spread = LAYOUTS[self.layout]
         cos = spread(angles.cos() * frequencies.attention_factor)

@@ -59,7 +59,7 @@ def retrieval_prompt(
     """A prompt of exactly `length` tokens with `pairs` pairs at random places of `text`."""
     rng = np.random.default_rng(seed)
     keys, values = draw_pairs(vocabulary, pairs, rng)
-    context, places = scatter_pairs(text, keys, values, length=length - 1, rng=rng)
+    context, places = _scatter_pairs(text, keys, values, length=length - 1, rng=rng)
     asked = int(rng.integers(pairs))
     return RetrievalPrompt(
         input_ids=torch.from_numpy(np.append(context, keys[asked])),
@@ -84,7 +84,7 @@ def retrieval_sequence(
     """
     rng = np.random.default_rng(seed)
     keys, values = draw_pairs(vocabulary, pairs, rng)
-    context, _ = scatter_pairs(text, keys, values, length=length - 2 * queries, rng=rng)
+    context, _ = _scatter_pairs(text, keys, values, length=length - 2 * queries, rng=rng)
     order = np.concatenate([rng.permutation(pairs) for _ in range(-(-queries // pairs))])[:queries]
     answered = np.stack([keys[order], values[order]], axis=1).ravel()
     return torch.from_numpy(np.concatenate([context, answered]))
@@ -117,7 +117,7 @@ def draw_pairs(
     return keys, values
 
 
-def scatter_pairs(
+def _scatter_pairs(
     text: Tensor,
     keys: NDArray[np.int64],
     values: NDArray[np.int64],

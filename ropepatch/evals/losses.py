@@ -19,7 +19,7 @@ TOKENS_PER_BATCH = 4096
 #: Logits of 1024 tokens at a vocabulary of 128,000 are 0.5 GB in float32.
 TOKENS_PER_CHUNK = 1024
 #: Mean difference in nats up to which a pass over a prefix counts as the same.
-ONE_PASS_TOLERANCE = 1e-3
+_ONE_PASS_TOLERANCE = 1e-3
 
 Tick = Callable[[int, int], None]  #: told (sequences, length) after each batch
 
@@ -104,7 +104,7 @@ def one_pass_is_exact(
     with torch.no_grad():
         whole = token_losses(model, window, head=head)[:, : longest // 2 - 1]
         alone = token_losses(model, window[:, : longest // 2], head=head)
-    return float((whole - alone).abs().mean()) < ONE_PASS_TOLERANCE
+    return float((whole - alone).abs().mean()) < _ONE_PASS_TOLERANCE
 
 
 def position_losses(

@@ -42,7 +42,7 @@ def write_report(
 
     Each file is whole or as it was before. Raises CheckpointError when the directory takes no files.
     """
-    numbers = report_json(stages, comparisons, title=title, notes=notes, checks=checks)
+    numbers = _report_json(stages, comparisons, title=title, notes=notes, checks=checks)
     page = _render(stages, comparisons, title=title, notes=notes, checks=checks)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def write_report(
     return directory / "report.html"
 
 
-def report_json(
+def _report_json(
     stages: Sequence[Evaluation],
     comparisons: Sequence[Comparison],
     *,

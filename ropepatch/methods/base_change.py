@@ -13,18 +13,18 @@ from ropepatch.methods.registry import register_method
 from ropepatch.positions import inverse_frequencies, rotary_coherence
 
 # Bases far below the bound fail early, so small blocks reject them cheaply.
-DISTANCES_PER_BLOCK = 4096
+_DISTANCES_PER_BLOCK = 4096
 
 
-def stays_coherent(dim: int, base: float, length: int) -> bool:
+def _stays_coherent(dim: int, base: float, length: int) -> bool:
     """Whether Σ cos(D·θ_i) is nowhere negative for D = 0 … length."""
     inv_freq = inverse_frequencies(dim, base)
-    blocks = torch.arange(length + 1).split(DISTANCES_PER_BLOCK)
+    blocks = torch.arange(length + 1).split(_DISTANCES_PER_BLOCK)
     return all(bool((rotary_coherence(inv_freq, block) >= 0).all()) for block in blocks)
 
 
 @cache
-def lower_base_bound(dim: int, length: int) -> float:
+def _lower_base_bound(dim: int, length: int) -> float:
     """The first base, in steps of 5 %, that prefers similar keys at every distance up to `length` tokens.
 
     The definition of arXiv 2405.14591, eq. 9 and 10, evaluated for this head size; the paper's own table is
@@ -32,7 +32,7 @@ def lower_base_bound(dim: int, length: int) -> float:
     grid finds another one, within a factor of 2. Raises MethodOptionError when there is none below 1e12.
     """
     base = 1000.0
-    while not stays_coherent(dim, base, length):
+    while not _stays_coherent(dim, base, length):
         base *= 1.05
         if base > 1e12:
             raise MethodOptionError(
@@ -66,7 +66,7 @@ class BaseChange(Method):
         if self.factor == 1:
             return float(geometry.base)
         target = round(self.factor * geometry.original_max_position_embeddings)
-        return max(geometry.base, lower_base_bound(geometry.dim, target))
+        return max(geometry.base, _lower_base_bound(geometry.dim, target))
 
     def rotary(self, geometry: RotaryGeometry, length: Tensor | None = None) -> RotaryFrequencies:
         return RotaryFrequencies(inverse_frequencies(geometry.dim, self.chosen_base(geometry)))

@@ -17,7 +17,7 @@ from ropepatch.methods.registry import register_method
 from ropepatch.positions import inverse_frequencies, ntk_base
 
 
-def require_two_pairs(method: Method, geometry: RotaryGeometry) -> None:
+def _require_two_pairs(method: Method, geometry: RotaryGeometry) -> None:
     """The exponent d/(d−2) divides by zero when a single pair is rotated."""
     if geometry.dim <= 2:
         raise MethodOptionError(
@@ -43,7 +43,7 @@ class Ntk(Method):
 
     def scaled_base(self, geometry: RotaryGeometry) -> float:
         """The new base. Raises MethodOptionError for a single pair."""
-        require_two_pairs(self, geometry)
+        _require_two_pairs(self, geometry)
         alpha = self.factor if self.alpha is None else self.alpha
         return float(ntk_base(geometry.base, float(alpha), geometry.dim))
 
@@ -72,7 +72,7 @@ class DynamicNtk(Method):
         require_number("alpha", self.alpha, at_least=1)
 
     def rotary(self, geometry: RotaryGeometry, length: Tensor | None = None) -> RotaryFrequencies:
-        require_two_pairs(self, geometry)
+        _require_two_pairs(self, geometry)
         slow_down = self.alpha * stretch(length, geometry) - (self.alpha - 1)
         base = ntk_base(geometry.base, slow_down[..., None], geometry.dim)
         return RotaryFrequencies(inverse_frequencies(geometry.dim, base))

@@ -21,7 +21,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def open_model(source: str, dtype: torch.dtype | Literal["auto"] = "auto") -> nn.Module:
     """The model, patched if it was saved patched; with its base if it is an adapter."""
     with _readable(source):
-        if is_adapter(source) or _names_patch(source):
+        if _is_adapter(source) or _names_patch(source):
             return load_pretrained(source, dtype=dtype)
         model: nn.Module = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
         return model
@@ -34,7 +34,7 @@ def open_tokenizer(source: str) -> PreTrainedTokenizerBase:
         return tokenizer
 
 
-def is_adapter(source: str) -> bool:
+def _is_adapter(source: str) -> bool:
     return Path(source, ADAPTER_CONFIG).is_file()
 
 
@@ -51,7 +51,7 @@ def _readable(source: str) -> Iterator[None]:
         raise CheckpointError(f"there is no checkpoint at {source}; check the path")
     if local and not Path(source).is_dir():
         raise CheckpointError(f"{source} is a file; give the directory of a checkpoint")
-    if local and not (Path(source, "config.json").is_file() or is_adapter(source)):
+    if local and not (Path(source, "config.json").is_file() or _is_adapter(source)):
         raise CheckpointError(f"{source} has no config.json; give the directory of a checkpoint")
     try:
         yield

@@ -13,7 +13,7 @@ from ropepatch.methods import make_method
 from ropepatch.training.mistakes import explain, list_mistakes
 from ropepatch.training.mixture import Shares
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
@@ -22,7 +22,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 DataType = Literal["float32", "bfloat16", "float16"]
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TokenizerRecipe:
     """A byte-level BPE tokenizer, trained on the corpus of the run."""
 
@@ -31,7 +31,7 @@ class TokenizerRecipe:
     values: Whole = 64  #: reserved single-token values
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ModelRecipe:
     """Either a checkpoint to extend (`path`) or a model to train from nothing (`config`)."""
 
@@ -52,7 +52,7 @@ class ModelRecipe:
             raise ValueError("induction_circuit is for the random weights of a config")
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class PatchRecipe:
     """Arguments of `patch_model`."""
 
@@ -67,7 +67,7 @@ class PatchRecipe:
             raise ValueError(str(error)) from None
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class LoraRecipe:
     """A low-rank adapter (arXiv 2106.09685), with LongLoRA's trainable extras (arXiv 2309.12307)."""
 
@@ -79,7 +79,7 @@ class LoraRecipe:
     train_norms: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DataRecipe:
     """Which text, and how sequences are made of it."""
 
@@ -90,7 +90,7 @@ class DataRecipe:
     mixture: Shares = dataclasses.field(default_factory=Shares)
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrainingRecipe:
     """Optimisation, and where the time goes."""
 
@@ -125,7 +125,7 @@ class TrainingRecipe:
             raise ValueError("decay_steps and schedule: warmup_stable_decay need each other")
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Recipe:
     """One training run: a pretraining from a config, or the extension of a checkpoint."""
 

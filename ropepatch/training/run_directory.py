@@ -17,9 +17,9 @@ from ropepatch.errors import CheckpointError, ConfigError
 from ropepatch.training.recipe import Recipe, parse_recipe, recipe_differences, recipe_tree
 from ropepatch.whole_files import write_whole
 
-STAGING = ".staging-"
-NEARLY_NOTHING = 1 << 20  #: bytes
-WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+_STAGING = ".staging-"
+_NEARLY_NOTHING = 1 << 20  #: bytes
+_WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 
 
 class RunDirectory:
@@ -42,7 +42,7 @@ class RunDirectory:
         """Make the directory this recipe's, or refuse; says now what saving would say later."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for leftover in self.path.glob(f"{STAGING}*"):
+            for leftover in self.path.glob(f"{_STAGING}*"):
                 shutil.rmtree(leftover)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
@@ -57,7 +57,7 @@ class RunDirectory:
         text = yaml.safe_dump(recipe_tree(self.recipe), sort_keys=False, allow_unicode=True)
         # A run that has saved nothing holds nothing to protect: its recipe may be corrected.
         if path.exists() and (self.result.exists() or any(self.path.glob("checkpoint-*"))):
-            self._refuse_other(stored_tree(path), yaml.safe_load(text))
+            self._refuse_other(_stored_tree(path), yaml.safe_load(text))
         else:
             write_whole(path, text)
 
@@ -77,7 +77,7 @@ class RunDirectory:
             for path in self.path.glob("checkpoint-*")
             if (step := path.name.partition("-")[2]).isdigit()
         ]
-        good = (path for _, path in sorted(numbered, reverse=True) if is_whole(path))
+        good = (path for _, path in sorted(numbered, reverse=True) if _is_whole(path))
         return next(good, None)
 
     @contextmanager
@@ -86,10 +86,10 @@ class RunDirectory:
 
         Raises CheckpointError for all that goes wrong.
         """
-        with tempfile.TemporaryDirectory(prefix=STAGING, dir=self.path) as staging:
+        with tempfile.TemporaryDirectory(prefix=_STAGING, dir=self.path) as staging:
             try:
                 yield Path(staging)
-                replace_directory(Path(staging, name), self.path / name)
+                _replace_directory(Path(staging, name), self.path / name)
             except Exception as error:
                 raise CheckpointError(
                     f"could not save {self.path / name}: {self._reason(error)}; {self.kept()}; "
@@ -98,7 +98,7 @@ class RunDirectory:
 
     def _reason(self, error: Exception) -> str:
         """On a full disk torch and safetensors say little or something else."""
-        if shutil.disk_usage(self.path).free < NEARLY_NOTHING:
+        if shutil.disk_usage(self.path).free < _NEARLY_NOTHING:
             return "the disk is full"
         return str(error)
 
@@ -110,7 +110,7 @@ class RunDirectory:
         return f"the last good checkpoint is kept: {checkpoint}"
 
 
-def stored_tree(path: Path) -> dict[str, Any]:
+def _stored_tree(path: Path) -> dict[str, Any]:
     """The recipe of an earlier session, with today's defaults for keys that came later."""
     tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
@@ -119,11 +119,11 @@ def stored_tree(path: Path) -> dict[str, Any]:
         return tree
 
 
-def is_whole(checkpoint: Path) -> bool:
+def _is_whole(checkpoint: Path) -> bool:
     """Whether state, optimizer and weights can be read (sizes against headers, not contents)."""
     try:
         state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
-        found = [checkpoint / name for name in WEIGHTS if (checkpoint / name).exists()]
+        found = [checkpoint / name for name in _WEIGHTS if (checkpoint / name).exists()]
         found += checkpoint.glob("model-*.safetensors")
         for weights in found:
             with safe_open(weights, framework="pt"):
@@ -138,7 +138,7 @@ def is_whole(checkpoint: Path) -> bool:
     )
 
 
-def replace_directory(source: Path, target: Path) -> None:
+def _replace_directory(source: Path, target: Path) -> None:
     """Rename; a damaged target goes to where the source was."""
     if target.exists():
         os.rename(target, source.with_name(f"{source.name}-old"))

@@ -45,7 +45,7 @@ from ropepatch.training.recipe import ModelRecipe, Recipe, TokenizerRecipe
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.trainer import RunTrainer, training_arguments
 
-LONGEST_REASON = 300  #: characters of an error of transformers, which may list all its models
+_LONGEST_REASON = 300  #: characters of an error of transformers, which may list all its models
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -113,33 +113,33 @@ def prepare(
         torch.set_num_threads(recipe.training.threads)
     set_seed(recipe.training.seed)
     documents = load_documents(recipe.data.source, recipe.data.split)
-    tokenizer = load_tokenizer(recipe, documents)
-    model = load_model(recipe, tokenizer)
+    tokenizer = _load_tokenizer(recipe, documents)
+    model = _load_model(recipe, tokenizer)
     trainer = RunTrainer(
         model=model,
         args=training_arguments(recipe.training, recipe.output_dir),
-        train_dataset=training_data(recipe, documents, tokenizer),
+        train_dataset=_training_data(recipe, documents, tokenizer),
         tokenizer=tokenizer,
         callbacks=[MetricsCallback(run.metrics), *callbacks],
         run=run,
     )
     trainer.remove_callback(PrinterCallback)
     if progress is not None:
-        trainer.add_callback(ProgressCallback(progress, tokens_per_step(recipe)))
+        trainer.add_callback(ProgressCallback(progress, _tokens_per_step(recipe)))
     return trainer
 
 
-def tokens_per_step(recipe: Recipe) -> int:
+def _tokens_per_step(recipe: Recipe) -> int:
     """Tokens in one optimizer step, on one device."""
-    return sequences_per_step(recipe) * recipe.data.length
+    return _sequences_per_step(recipe) * recipe.data.length
 
 
-def sequences_per_step(recipe: Recipe) -> int:
+def _sequences_per_step(recipe: Recipe) -> int:
     """Sequences in one optimizer step, on one device."""
     return recipe.training.per_device_batch_size * recipe.training.gradient_accumulation
 
 
-def training_data(
+def _training_data(
     recipe: Recipe, documents: list[Document], tokenizer: PreTrainedTokenizerBase
 ) -> TrainingMixture:
     """As many sequences as the run takes, in the order in which it takes them."""
@@ -155,13 +155,13 @@ def training_data(
         vocabulary,
         len(tokenizer),
         length=recipe.data.length,
-        samples=recipe.training.max_steps * sequences_per_step(recipe),
+        samples=recipe.training.max_steps * _sequences_per_step(recipe),
         seed=recipe.data.seed,
         shares=shares,
     )
 
 
-def load_tokenizer(recipe: Recipe, documents: list[Document]) -> PreTrainedTokenizerBase:
+def _load_tokenizer(recipe: Recipe, documents: list[Document]) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer, or one trained on the documents."""
     if recipe.model.path is not None:
         return open_tokenizer(recipe.model.path)
@@ -171,7 +171,7 @@ def load_tokenizer(recipe: Recipe, documents: list[Document]) -> PreTrainedToken
     )
 
 
-def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
+def _load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
     """The model of the recipe with its patch and adapter, trainable."""
     model = _base_model(recipe.model, tokenizer)
     rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
@@ -214,7 +214,7 @@ def _new_model(
         _refuse_unknown(fields, config)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     except Exception as error:  # of any kind: what a config is checked by differs between models
-        reason = textwrap.shorten(str(error), LONGEST_REASON)
+        reason = textwrap.shorten(str(error), _LONGEST_REASON)
         raise ConfigError(f"model.config is no {model_type} model: {reason}") from error
     return model
 
