@@ -85,8 +85,8 @@ def _demo_recipe(directory: Path) -> Recipe:
     """The shipped recipe, with its result below `directory`, which is emptied of an earlier demo."""
     if not (_ROOT / _RECIPE).is_file():
         raise CheckpointError(
-            f"the demo needs the recipes and the checkpoint of the repository, and {_ROOT} has none;"
-            " clone it and run `make demo` there"
+            f"the demo needs the recipes and the checkpoint of the repository, and {_ROOT} has "
+            "none; clone it and run `make demo` there"
         )
     run = directory / "fine-tune"
     if run.is_dir():
@@ -112,7 +112,7 @@ def _reload_check(model: PreTrainedModel, directory: Path) -> Check:
         question="Does the saved checkpoint give the same logits in plain transformers?",
         passed=by_plain <= _SAME_LOGITS and by_ours == 0.0,
         detail=(
-            f"largest difference {by_plain:.0e} over {ids.shape[1]} tokens, from float32 angles there;"
-            f" {by_ours:g} with ropepatch.load_pretrained"
+            f"largest difference {by_plain:.0e} over {ids.shape[1]} tokens, from float32 angles "
+            f"there; {by_ours:g} with ropepatch.load_pretrained"
         ),
     )

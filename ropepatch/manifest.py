@@ -70,14 +70,14 @@ class Manifest:
             raise SidecarError(f"{where} is no ropepatch manifest; save the model again")
         if content["version"] != _VERSION:
             raise SidecarError(
-                f"{where} has manifest version {content['version']!r}, this ropepatch reads {_VERSION};"
-                " use the version that wrote it"
+                f"{where} has manifest version {content['version']!r}, this ropepatch reads "
+                f"{_VERSION}; use the version that wrote it"
             )
         rest = {key: value for key, value in content.items() if key != "digest"}
         if content.get("digest") != digest(rest):
             raise SidecarError(
-                f"{where} was edited or damaged after ropepatch wrote it; save the model again with"
-                " the patch that you want"
+                f"{where} was edited or damaged after ropepatch wrote it; save the model again "
+                "with the patch that you want"
             )
         del rest["version"]
         return cls(**rest)

@@ -51,22 +51,22 @@ def patch_model(
 ) -> Model:
     """Scale the positions of `model` in place and return it. All or nothing.
 
-    `factor` is the target length over the length that the checkpoint was trained to (4 if neither it nor
-    `target_length`, in tokens, is given). `original_max_position_embeddings` overrides what the config says
-    of that trained length. `replace=True` puts the patch in the place of another one or of the config's own
-    scaling. `layer_types` names the layer types to scale where a model has several, by default the
-    full-attention ones. Other keywords are options of the method.
+    `factor` is the target length over the length that the checkpoint was trained to (4 if neither
+    it nor `target_length`, in tokens, is given). `original_max_position_embeddings` overrides what
+    the config says of that trained length. `replace=True` puts the patch in the place of another
+    one or of the config's own scaling. `layer_types` names the layer types to scale where a model
+    has several, by default the full-attention ones. Other keywords are options of the method.
 
-    Raises MethodOptionError, UnknownMethodError, LengthError, UnsupportedModelError, AlreadyScaledError or
-    AlreadyPatchedError; the model is then as it was.
+    Raises MethodOptionError, UnknownMethodError, LengthError, UnsupportedModelError,
+    AlreadyScaledError or AlreadyPatchedError; the model is then as it was.
     """
     root = pretrained_model(model)
     previous = find_record(model)
     if previous is not None and not replace:
         info: PatchInfo = previous[1].about
         raise AlreadyPatchedError(
-            f"the model is patched with {info.method!r}, factor {info.factor:g}; call unpatch_model"
-            " first, or pass replace=True"
+            f"the model is patched with {info.method!r}, factor {info.factor:g}; call "
+            "unpatch_model first, or pass replace=True"
         )
     if previous is not None:
         previous[1].revert(previous[0])
@@ -112,14 +112,15 @@ def _resolve_method(
     if target_length is not None:
         if type(target_length) is not int or target_length < original_length:
             raise LengthError(
-                f"target_length is {target_length!r}; allowed: a whole number of tokens, at least the"
-                f" trained length ({original_length})"
+                f"target_length is {target_length!r}; allowed: a whole number of tokens, at least "
+                f"the trained length ({original_length})"
             )
         by_length = target_length / original_length
         if factor is not None and abs(factor - by_length) > 1e-9 * by_length:
             raise LengthError(
-                f"factor {factor:g} and target_length {target_length} contradict each other: with a"
-                f" trained length of {original_length} tokens the factor is {by_length:g}; give one"
+                f"factor {factor:g} and target_length {target_length} contradict each other: with "
+                f"a trained length of {original_length} tokens the factor is {by_length:g}; give "
+                "one"
             )
         factor = by_length
     if not isinstance(method, Method):

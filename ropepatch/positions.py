@@ -39,7 +39,8 @@ def linear_ramp(values: Tensor, low: float, high: float) -> Tensor:
 
 def blend(kept: Tensor, interpolated: Tensor, keep: Tensor) -> Tensor:
     """`kept` where `keep` is 1, `interpolated` where it is 0. Broadcasts."""
-    # Not the weighted sum: that is off by one bit where both are equal, so factor 1 would change logits.
+    # Not the weighted sum: that is off by one bit where both are equal, so factor 1 would change
+    # logits.
     return torch.lerp(interpolated, kept, keep)
 
 

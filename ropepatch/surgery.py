@@ -1,8 +1,8 @@
 """The only code that mutates a model.
 
-What was done is kept as data on the model itself: references to the objects that were changed and the values
-before and after. deepcopy and pickle carry it along with the objects, so a copy is undone without touching
-the original.
+What was done is kept as data on the model itself: references to the objects that were changed and
+the values before and after. deepcopy and pickle carry it along with the objects, so a copy is
+undone without touching the original.
 """
 
 import copy

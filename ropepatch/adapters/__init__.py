@@ -1,1 +1,1 @@
-"""Where each architecture keeps its positions, and how they get there. The transformers side; no maths."""
+"""Where each architecture keeps its positions: the transformers side, no maths."""

@@ -1,7 +1,8 @@
 """`generate` for length-dependent methods: one scale for the whole request.
 
-Cached keys keep the rotation with which they were written, so the frequencies of a row must not change while
-it grows. They are taken from the longest that the row can become: its prompt plus the new tokens.
+Cached keys keep the rotation with which they were written, so the frequencies of a row must not
+change while it grows. They are taken from the longest that the row can become: its prompt plus the
+new tokens.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Finding the transformers model inside wrappers, its text decoder, and the configs that describe it."""
+"""The transformers model inside wrappers, its text decoder, and the configs that describe it."""
 
 import importlib.metadata
 
@@ -9,8 +9,8 @@ from ropepatch.errors import UnsupportedModelError
 _MAJOR = int(importlib.metadata.version("transformers").split(".")[0])
 if _MAJOR < 5:
     raise ImportError(
-        f"ropepatch needs transformers 5, found {importlib.metadata.version('transformers')};"
-        " pip install 'transformers>=5,<6'"
+        f"ropepatch needs transformers 5, found {importlib.metadata.version('transformers')}; pip "
+        "install 'transformers>=5,<6'"
     )
 
 from transformers import PreTrainedConfig, PreTrainedModel  # noqa: E402

@@ -26,8 +26,9 @@ def native_parameters(
 ) -> dict[str, Any]:
     """`rope_parameters` of one layer type with which stock transformers makes the same frequencies.
 
-    The method's own `rope_type` where that is true, else `longrope` with equal lists, which can hold any
-    static vector. Length-dependent methods get a type that stock transformers refuses by name.
+    The method's own `rope_type` where that is true, else `longrope` with equal lists, which can
+    hold any static vector. Length-dependent methods get a type that stock transformers refuses by
+    name.
     """
     if method.length_dependent:
         return _refused_parameters(config, layer_type, method, geometry)
@@ -40,8 +41,8 @@ def native_parameters(
         ):
             return candidate
     raise UnsupportedModelError(
-        f"transformers' {type(module).__name__} reproduces {method.name!r} neither by its own rope"
-        " types nor as longrope; the patch could not be saved"
+        f"transformers' {type(module).__name__} reproduces {method.name!r} neither by its own rope "
+        "types nor as longrope; the patch could not be saved"
     )
 
 
@@ -134,6 +135,7 @@ def scaling_attributes(
             # Phi-3's config overrides the entry in rope_parameters by this attribute.
             attributes["original_max_position_embeddings"] = length
         if getattr(config, "head_dim", 0) is None:
-            # Mixtral's config leaves it out, and transformers' yarn and longrope then fail to compute.
+            # Mixtral's config leaves it out, and transformers' yarn and longrope then fail to
+            # compute.
             attributes["head_dim"] = config.hidden_size // config.num_attention_heads
     return attributes | {"rope_parameters": parameters}

@@ -1,4 +1,4 @@
-"""What a config says of its rotary positions: `rope_parameters`, for all layers or for each type."""
+"""What a config says of its rotary positions, for all layers or for each layer type."""
 
 from typing import Any
 
@@ -34,20 +34,21 @@ def original_length(config: PreTrainedConfig, given: int | None) -> int:
     if given is not None:
         if type(given) is not int or given < 1:
             raise LengthError(
-                f"original_max_position_embeddings is {given!r}; allowed: a whole number of tokens,"
-                " at least 1"
+                f"original_max_position_embeddings is {given!r}; allowed: a whole number of "
+                "tokens, at least 1"
             )
         return given
     scaled = scaling_types(config)
-    # transformers' `dynamic` scales beyond max_position_embeddings, so that stays the original length.
+    # transformers' `dynamic` scales beyond max_position_embeddings, so that stays the original
+    # length.
     if set(scaled.values()) <= {"dynamic"}:
         return int(config.max_position_embeddings)
     name, kind = next(iter(scaled.items()))
     length = parameters_of(config.rope_parameters, name).get("original_max_position_embeddings")
     if length is None:
         raise LengthError(
-            f"the config scales its positions ({kind!r}) but does not say from which length;"
-            " give original_max_position_embeddings="
+            f"the config scales its positions ({kind!r}) but does not say from which length; give "
+            "original_max_position_embeddings="
         )
     return int(length)
 
@@ -58,6 +59,6 @@ def require_unscaled(config: PreTrainedConfig) -> None:
     if scaled:
         kinds = ", ".join(sorted(set(scaled.values())))
         raise AlreadyScaledError(
-            f"this checkpoint's config already scales its positions (rope_type {kinds});"
-            " pass replace=True to put the new method in its place"
+            f"this checkpoint's config already scales its positions (rope_type {kinds}); pass "
+            "replace=True to put the new method in its place"
         )

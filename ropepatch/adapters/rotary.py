@@ -1,7 +1,8 @@
 """Rotary modules: found by structure, understood by probing, never by a list of model names.
 
-transformers builds cos and sin in one module per decoder, which holds `inv_freq` buffers and a `rope_type`.
-Models with several layer types hold one `{layer_type}_inv_freq` buffer each and take the type as an argument.
+transformers builds cos and sin in one module per decoder, which holds `inv_freq` buffers and a
+`rope_type`. Models with several layer types hold one `{layer_type}_inv_freq` buffer each and take
+the type as an argument.
 """
 
 import copy
@@ -68,8 +69,8 @@ def find_rotary_modules(model: PreTrainedModel) -> list[RotaryModule]:
     if getattr(text_config(model), "alibi", False):
         # Falcon builds a rotary module in any case, and ignores it when its config asks for ALiBi.
         raise UnsupportedModelError(
-            f"{type(model).__name__} takes its positions from ALiBi biases (alibi=True in its config);"
-            " ropepatch scales rotary positions"
+            f"{type(model).__name__} takes its positions from ALiBi biases (alibi=True in its "
+            "config); ropepatch scales rotary positions"
         )
     modules = text_modules(model)
     found = [
@@ -79,8 +80,8 @@ def find_rotary_modules(model: PreTrainedModel) -> list[RotaryModule]:
     ]
     if not found:
         raise UnsupportedModelError(
-            f"{type(model).__name__} (model_type {text_config(model).model_type!r}) has no rotary"
-            f" module; {_what_it_has(modules)}. ropepatch scales modules that hold `inv_freq`"
+            f"{type(model).__name__} (model_type {text_config(model).model_type!r}) has no rotary "
+            f"module; {_what_it_has(modules)}. ropepatch scales modules that hold `inv_freq`"
         )
     return found
 
@@ -112,18 +113,18 @@ def _understand(path: str, parent: nn.Module, module: nn.Module) -> RotaryModule
     where = f"{type(module).__name__} at {path!r}"
     if not hasattr(module, "rope_type") or (None in layer_types and len(layer_types) > 1):
         raise UnsupportedModelError(
-            f"{where} is not understood: buffers {', '.join(buffers)}, rope_type"
-            f" {getattr(module, 'rope_type', 'missing')!r}; nothing was patched"
+            f"{where} is not understood: buffers {', '.join(buffers)}, rope_type "
+            f"{getattr(module, 'rope_type', 'missing')!r}; nothing was patched"
         )
     if getattr(module, "mrope_section", None):
         raise UnsupportedModelError(
-            f"{where} rotates by several positions for each token (mrope_section"
-            f" {module.mrope_section}); nothing was patched"
+            f"{where} rotates by several positions for each token (mrope_section "
+            f"{module.mrope_section}); nothing was patched"
         )
     if isinstance(parent, nn.ModuleList):
         raise UnsupportedModelError(
-            f"{where} is one of a list, and how layers choose among them is not understood;"
-            " nothing was patched"
+            f"{where} is one of a list, and how layers choose among them is not understood; "
+            "nothing was patched"
         )
     if any(buffer.is_meta for buffer in module.buffers()):
         raise UnsupportedModelError(
@@ -139,7 +140,8 @@ def _understand(path: str, parent: nn.Module, module: nn.Module) -> RotaryModule
 def _probe_layout(where: str, module: nn.Module, layer_type: str | None) -> Layout:
     """How the module spreads angles over channels, from what it answers to a few positions."""
     inv_freq = frequency_buffer(module, layer_type).float()
-    # Near positions, beyond which transformers' own dynamic scaling would start to change the module.
+    # Near positions, beyond which transformers' own dynamic scaling would start to change the
+    # module.
     position_ids = torch.tensor([[0, 1, 2, 3, 7]], device=inv_freq.device)
     arguments = () if layer_type is None else (layer_type,)
     factor = getattr(module, prefixed("attention_scaling", layer_type), 1.0)
@@ -167,9 +169,9 @@ def _probe_layout(where: str, module: nn.Module, layer_type: str | None) -> Layo
     parts = answer if isinstance(answer, tuple) else (answer,)
     shapes = [tuple(getattr(part, "shape", ())) for part in parts]
     raise UnsupportedModelError(
-        f"{where} returns something else than cos and sin of position × inv_freq:"
-        f" {type(answer).__name__} {shapes} for 5 positions and {len(inv_freq)} pairs;"
-        " nothing was patched"
+        f"{where} returns something else than cos and sin of position × inv_freq: "
+        f"{type(answer).__name__} {shapes} for 5 positions and {len(inv_freq)} pairs; nothing was "
+        "patched"
     )
 
 
@@ -182,8 +184,8 @@ def unscaled(model: PreTrainedModel, found: RotaryModule, config: PreTrainedConf
         for name in found.layer_types
     ):
         raise UnsupportedModelError(
-            f"{type(model).__name__} has mscale_all_dim built into its softmax scale;"
-            " its scaling cannot be replaced"
+            f"{type(model).__name__} has mscale_all_dim built into its softmax scale; its scaling "
+            "cannot be replaced"
         )
     plain = copy.deepcopy(config)
     for name in found.layer_types:
@@ -214,8 +216,8 @@ def _read_geometry(
     geometry = stock_geometry(found, layer_type, config.rope_parameters, length)
     if not rounds_to(frequency_buffer(found.module, layer_type), geometry):
         raise UnsupportedModelError(
-            f"the frequencies at {found.path!r} are not {geometry.base:g}^(-2i/{geometry.dim}) as the"
-            " config says; nothing was patched"
+            f"the frequencies at {found.path!r} are not {geometry.base:g}^(-2i/{geometry.dim}) as "
+            "the config says; nothing was patched"
         )
     return geometry
 

@@ -1,8 +1,8 @@
 """How many tokens each row of a batch has, told to a rotary module by the call that knows.
 
-A rotary module sees positions only, and under padding the largest position of a row is not its length. So
-whoever sees the attention mask announces the lengths. They live in context variables: threads and coroutines
-that share a model do not see each other's.
+A rotary module sees positions only, and under padding the largest position of a row is not its
+length. So whoever sees the attention mask announces the lengths. They live in context variables:
+threads and coroutines that share a model do not see each other's.
 """
 
 import inspect

@@ -80,9 +80,9 @@ def is_scaled(frequencies: RotaryFrequencies, inv_freq: Tensor) -> Tensor:
 class ScaledRotary(nn.Module):
     """Scaled cos and sin from `position_ids`, in the layout of the stock module that it wraps.
 
-    Angles are products of whole positions and float64 frequencies; only cos and sin are cast. Whatever is
-    unscaled (factor 1, short rows of length-dependent methods, layer types left alone) is computed by
-    the stock module, so that it is bit-identical.
+    Angles are products of whole positions and float64 frequencies; only cos and sin are cast.
+    Whatever is unscaled (factor 1, short rows of length-dependent methods, layer types left alone)
+    is computed by the stock module, so that it is bit-identical.
     """
 
     def __init__(self, stock: nn.Module, layout: Layout, sites: list[RotarySite]) -> None:
@@ -135,8 +135,9 @@ class ScaledRotary(nn.Module):
         return cos, sin
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `.to(dtype)`, `.half()` and `.bfloat16()` come through here. They may move the frequencies, of the
-        # stock module too, but not round them: in bfloat16 an angle is off by 40 rad at position 32768.
+        # `.to(dtype)`, `.half()` and `.bfloat16()` come through here. They may move the
+        # frequencies, of the stock module too, but not round them: in bfloat16 an angle is off by
+        # 40 rad at position 32768.
         device = fn(torch.empty(0, device=self.device)).device
         if device.type != "meta":
             self.stock._apply(lambda tensor: tensor.to(device), recurse)

@@ -173,8 +173,8 @@ def _read_text(path: Path) -> str:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} is not UTF-8 text (byte {error.start} does not decode); convert it first, "
-            f"for example with iconv -t utf-8"
+            f"{path} is not UTF-8 text (byte {error.start} does not decode); convert it first, for "
+            "example with iconv -t utf-8"
         ) from error
     if not text.strip():
         raise DataError(f"{path} is empty; remove it or put text into it")

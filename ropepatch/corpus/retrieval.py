@@ -37,8 +37,8 @@ class RetrievalVocabulary:
         if len(found["key"]) < 2 or len(found["value"]) < 2:
             raise DataError(
                 f"the tokenizer reserves {len(found['key'])} keys and {len(found['value'])} values "
-                f"for retrieval, at least two of each are needed; add special tokens named "
-                f"<|key_00|>, <|value_00|>, ... or make one with ropepatch.corpus.train_tokenizer"
+                "for retrieval, at least two of each are needed; add special tokens named "
+                "<|key_00|>, <|value_00|>, ... or make one with ropepatch.corpus.train_tokenizer"
             )
         return cls(tuple(sorted(found["key"])), tuple(sorted(found["value"])))
 
@@ -145,8 +145,8 @@ def random_window(text: Tensor, length: int, rng: np.random.Generator) -> NDArra
         raise ConfigError("the pairs and queries alone are longer than the sequence; use fewer")
     if len(text) < length:
         raise DataError(
-            f"the document has {len(text)} tokens, but {length} are needed; "
-            f"leave out short documents or use a shorter length"
+            f"the document has {len(text)} tokens, but {length} are needed; leave out short "
+            "documents or use a shorter length"
         )
     start = int(rng.integers(len(text) - length + 1))
     window: NDArray[np.int64] = text[start : start + length].numpy()

@@ -61,8 +61,8 @@ def _fixed_targets(stages: Sequence[Evaluation]) -> Chart:
     )
     caption = (
         f"The last {stages[0].configuration['targets']} tokens of every window, the same at every "
-        f"length. Bars: 95 % over documents. Most of that spread is common to all points, so "
-        f"lengths are compared in the next figure."
+        "length. Bars: 95 % over documents. Most of that spread is common to all points, so "
+        "lengths are compared in the next figure."
     )
     return Chart(title, caption, svg)
 
@@ -80,7 +80,7 @@ def _context_gain(stages: Sequence[Evaluation]) -> Chart:
     caption = (
         f"The same tokens against their own loss in {reference} tokens. Below 0 the longer window "
         f"helps; a bar that crosses 0 leaves it open. The scale is linear within ±{_LINEAR} and "
-        f"logarithmic outside. Bars: 95 % over documents, paired."
+        "logarithmic outside. Bars: 95 % over documents, paired."
     )
     return Chart(title, caption, svg)
 

@@ -107,8 +107,8 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
     if before.protocol != after.protocol:
         raise DataError(
             f"{before.label!r} and {after.label!r} were not measured on the same windows and "
-            f"prompts (protocol {before.protocol} and {after.protocol}); "
-            f"evaluate both with the same documents, lengths, counts and seed"
+            f"prompts (protocol {before.protocol} and {after.protocol}); evaluate both with the "
+            "same documents, lengths, counts and seed"
         )
 
     def difference(first: Floats, second: Floats) -> Interval:

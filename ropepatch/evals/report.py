@@ -40,7 +40,8 @@ def write_report(
 ) -> Path:
     """Write report.json and report.html into `directory`; the page's path.
 
-    Each file is whole or as it was before. Raises CheckpointError when the directory takes no files.
+    Each file is whole or as it was before. Raises CheckpointError when the directory takes no
+    files.
     """
     numbers = _report_json(stages, comparisons, title=title, notes=notes, checks=checks)
     page = _render(stages, comparisons, title=title, notes=notes, checks=checks)
@@ -52,8 +53,8 @@ def write_report(
         write_whole(directory / "report.html", page)
     except OSError as error:
         raise CheckpointError(
-            f"the report cannot be written to {directory} ({error.strerror}); "
-            f"name a directory that can be written and has room"
+            f"the report cannot be written to {directory} ({error.strerror}); name a directory "
+            "that can be written and has room"
         ) from error
     return directory / "report.html"
 
@@ -168,8 +169,8 @@ def _render(
         from ropepatch.evals.charts import draw_charts
     except ImportError as error:
         raise ConfigError(
-            f"the report needs {error.name}, which is not installed; "
-            f"run pip install 'ropepatch[eval]'"
+            f"the report needs {error.name}, which is not installed; run pip install "
+            "'ropepatch[eval]'"
         ) from error
     environment = Environment(
         loader=PackageLoader("ropepatch.evals"), autoescape=True, undefined=StrictUndefined

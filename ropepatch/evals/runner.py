@@ -185,6 +185,6 @@ def _check_vocabulary(model: PreTrainedModel, windows: Windows) -> None:
     rows = int(model.config.get_text_config().vocab_size)
     if (largest := int(windows.input_ids.max())) >= rows:
         raise DataError(
-            f"the tokenizer gives token {largest}, but the model knows {rows} tokens; "
-            f"load the tokenizer that was saved with this model"
+            f"the tokenizer gives token {largest}, but the model knows {rows} tokens; load the "
+            "tokenizer that was saved with this model"
         )

@@ -81,7 +81,7 @@ def _check_room(
         raise DataError(
             f"{count} windows of {longest} tokens with targets of their own were asked for, but "
             f"{len(documents)} documents hold {sum(rooms)}; ask for at most {sum(rooms)} windows, "
-            f"for shorter lengths, or add documents"
+            "for shorter lengths, or add documents"
         )
 
 

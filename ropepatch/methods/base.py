@@ -1,4 +1,4 @@
-"""What a method is: options and maths in one frozen dataclass, told about a checkpoint by a geometry."""
+"""What a method is: options and maths in one dataclass, told about a checkpoint by a geometry."""
 
 import dataclasses
 import sys
@@ -70,8 +70,8 @@ class RotaryGeometry:
         length = self.original_max_position_embeddings
         if type(length) is not int or length < 1:
             raise MethodOptionError(
-                f"original_max_position_embeddings is {length!r}; allowed: a whole number of tokens,"
-                " at least 1"
+                f"original_max_position_embeddings is {length!r}; allowed: a whole number of "
+                "tokens, at least 1"
             )
 
     @property
@@ -90,7 +90,7 @@ class RotaryFrequencies:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Base of all methods. A subclass overrides `rotary`, adds options as fields, and registers itself."""
+    """Base of all methods. Subclasses override `rotary`, add options as fields, and are registered."""
 
     name: ClassVar[str]  #: set by `register_method`
     length_dependent: ClassVar[bool] = False  #: frequencies depend on the length of the sequence
@@ -114,7 +114,7 @@ class Method:
         return fields
 
     def rotary(self, geometry: RotaryGeometry, length: Tensor | None = None) -> RotaryFrequencies:
-        """Scaled frequencies. Length-dependent methods read `length`, the tokens of each sequence (…)."""
+        """Scaled frequencies. Length-dependent methods read `length`, tokens of each sequence (…)."""
         raise UnsupportedMechanismError(f"{self.name!r} does not rescale rotary frequencies")
 
     def native(self, geometry: RotaryGeometry) -> dict[str, Any] | None:

@@ -25,19 +25,20 @@ def _stays_coherent(dim: int, base: float, length: int) -> bool:
 
 @cache
 def _lower_base_bound(dim: int, length: int) -> float:
-    """The first base, in steps of 5 %, that prefers similar keys at every distance up to `length` tokens.
+    """The first base, in steps of 5 %, that prefers similar keys at all distances up to `length`.
 
-    The definition of arXiv 2405.14591, eq. 9 and 10, evaluated for this head size; the paper's own table is
-    for 128 channels. Bases that qualify form narrow islands around and above the paper's values, so another
-    grid finds another one, within a factor of 2. Raises MethodOptionError when there is none below 1e12.
+    The definition of arXiv 2405.14591, eq. 9 and 10, evaluated for this head size; the paper's own
+    table is for 128 channels. Bases that qualify form narrow islands around and above the paper's
+    values, so another grid finds another one, within a factor of 2. Raises MethodOptionError when
+    there is none below 1e12.
     """
     base = 1000.0
     while not _stays_coherent(dim, base, length):
         base *= 1.05
         if base > 1e12:
             raise MethodOptionError(
-                f"no base below 1e12 serves {length} tokens with {dim} rotated channels;"
-                " give new_base or a smaller factor"
+                f"no base below 1e12 serves {length} tokens with {dim} rotated channels; give "
+                "new_base or a smaller factor"
             )
     return base
 

@@ -32,7 +32,7 @@ class Power(Method):
 @register_method("truncated")
 @dataclass(frozen=True, kw_only=True)
 class Truncated(Method):
-    """Keep fast pairs, give middling ones one slow frequency, stop the rest (arXiv 2308.10882, eq. 6).
+    """Keep fast pairs, give middling ones one frequency, stop the rest (arXiv 2308.10882, eq. 6).
 
     The cut-offs are in turns within L. `factor` only says how far the limit moves.
     """
@@ -51,8 +51,8 @@ class Truncated(Method):
             )
         if self.middle > self.stop_below:
             raise MethodOptionError(
-                f"middle is {self.middle!r}; allowed: at most stop_below ({self.stop_below!r}), so that no"
-                " pair turns faster than before"
+                f"middle is {self.middle!r}; allowed: at most stop_below ({self.stop_below!r}), so "
+                "that no pair turns faster than before"
             )
 
     def rotary(self, geometry: RotaryGeometry, length: Tensor | None = None) -> RotaryFrequencies:

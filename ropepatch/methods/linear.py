@@ -26,7 +26,7 @@ class Linear(Method):
 @register_method("dynamic_linear")
 @dataclass(frozen=True, kw_only=True)
 class DynamicLinear(Method):
-    """θ/max(1, T/L): position interpolation by just as much as the sequence needs (kaiokendev, 2023)."""
+    """θ/max(1, T/L): interpolation by just as much as the sequence needs (kaiokendev, 2023)."""
 
     length_dependent: ClassVar[bool] = True
 

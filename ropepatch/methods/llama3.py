@@ -14,7 +14,7 @@ from ropepatch.positions import blend, linear_ramp, turns
 @register_method("llama3")
 @dataclass(frozen=True, kw_only=True)
 class Llama3(Method):
-    """Keep pairs of short wavelength, interpolate long ones, blend between (Llama 3.1 reference code)."""
+    """Keep short wavelengths, interpolate long ones, blend between (Llama 3.1 reference code)."""
 
     native_rope_type: ClassVar[str | None] = "llama3"
 
@@ -27,8 +27,8 @@ class Llama3(Method):
         require_number("high_freq_factor", self.high_freq_factor, above=0)
         if self.high_freq_factor <= self.low_freq_factor:
             raise MethodOptionError(
-                f"high_freq_factor is {self.high_freq_factor!r}; allowed: more than"
-                f" low_freq_factor ({self.low_freq_factor!r})"
+                f"high_freq_factor is {self.high_freq_factor!r}; allowed: more than "
+                f"low_freq_factor ({self.low_freq_factor!r})"
             )
 
     def rotary(self, geometry: RotaryGeometry, length: Tensor | None = None) -> RotaryFrequencies:

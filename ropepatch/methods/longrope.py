@@ -57,8 +57,8 @@ class LongRope(Method):
         given = getattr(self, option)
         if len(given) != geometry.dim // 2:
             raise MethodOptionError(
-                f"{option} has {len(given)} entries; allowed: {geometry.dim // 2}, one for each pair"
-                f" of the {geometry.dim} rotated channels"
+                f"{option} has {len(given)} entries; allowed: {geometry.dim // 2}, one for each "
+                f"pair of the {geometry.dim} rotated channels"
             )
         return torch.tensor(given, dtype=torch.float64)
 

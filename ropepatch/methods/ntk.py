@@ -21,8 +21,8 @@ def _require_two_pairs(method: Method, geometry: RotaryGeometry) -> None:
     """The exponent d/(d−2) divides by zero when a single pair is rotated."""
     if geometry.dim <= 2:
         raise MethodOptionError(
-            f"dim is {geometry.dim}; allowed: at least 4 for {method.name!r}, whose exponent is"
-            " dim/(dim-2); use 'linear' instead"
+            f"dim is {geometry.dim}; allowed: at least 4 for {method.name!r}, whose exponent is "
+            "dim/(dim-2); use 'linear' instead"
         )
 
 
@@ -59,8 +59,8 @@ class Ntk(Method):
 class DynamicNtk(Method):
     """NTK-aware with α = a·T/L − (a − 1) for sequences of T > L tokens (emozilla, 2023).
 
-    With a = 1 it is the YaRN paper's "dynamic NTK" (arXiv 2309.00071, §3.3). transformers' `dynamic`
-    calls a "factor".
+    With a = 1 it is the YaRN paper's "dynamic NTK" (arXiv 2309.00071, §3.3). transformers'
+    `dynamic` calls a "factor".
     """
 
     length_dependent: ClassVar[bool] = True

@@ -33,7 +33,8 @@ def register_method(
             raise MethodError(f"{method_class!r} is not a subclass of ropepatch.Method")
         for taken in (name, *aliases):
             owner = _METHODS.get(_ALIASES.get(taken, taken))
-            # A module that is reloaded, or a notebook cell that is run again, may replace its own class.
+            # A module that is reloaded, or a notebook cell that is run again, may replace its own
+            # class.
             if owner is not None and _home(owner) != _home(method_class):
                 raise MethodError(f"the method name {taken!r} is taken by {_home(owner)}")
         method_class.name = name
@@ -65,8 +66,8 @@ def make_method(name: str, **options: Any) -> Method:
     for option in options:
         if option not in known:
             raise MethodOptionError(
-                f"{cls.name!r} has no option {option!r}{did_you_mean(option, known)};"
-                f" options: {', '.join(known)}"
+                f"{cls.name!r} has no option {option!r}{did_you_mean(option, known)}; options: "
+                f"{', '.join(known)}"
             )
     try:
         return cls(**options)

@@ -61,12 +61,13 @@ class NtkByParts(Method):
         )
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
-        # dim − 1 and not dim/2 − 1, as in the authors' code: it changes the ramp of short checkpoints.
+        # dim − 1 and not dim/2 − 1, as in the authors' code: it changes the ramp of short
+        # checkpoints.
         low, high = max(low, 0), min(high, geometry.dim - 1)
         if high < low:
             raise MethodOptionError(
-                f"beta_slow is {self.beta_slow!r}; allowed: what some pair turns within {length} tokens,"
-                ' or ramp="turns"; as it is, no pair would be scaled'
+                f"beta_slow is {self.beta_slow!r}; allowed: what some pair turns within {length} "
+                'tokens, or ramp="turns"; as it is, no pair would be scaled'
             )
         if low == high:
             high += 0.001

@@ -64,7 +64,7 @@ def add_induction_circuit(model: PreTrainedModel, *, seed: int = 0) -> None:
     depth = model.config.num_hidden_layers
     if not isinstance(model, LlamaForCausalLM) or depth is None or depth < 2:
         raise ConfigError(
-            f"the induction circuit is written for a llama of at least two layers, not for a "
+            "the induction circuit is written for a llama of at least two layers, not for a "
             f"{model.config.model_type} of {depth}; leave it out"
         )
     layers = model.model.layers

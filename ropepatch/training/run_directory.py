@@ -93,7 +93,7 @@ class RunDirectory:
             except Exception as error:
                 raise CheckpointError(
                     f"could not save {self.path / name}: {self._reason(error)}; {self.kept()}; "
-                    f"once that is mended, run the same recipe again to go on from there"
+                    "once that is mended, run the same recipe again to go on from there"
                 ) from error
 
     def _reason(self, error: Exception) -> str:
