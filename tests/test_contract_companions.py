@@ -5,7 +5,8 @@ import torch
 from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_submodules
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_models import KINDS, fresh_model, logits, token_ids
+from tiny_models import KINDS, fresh_model, logits, tiny_config, token_ids
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from ropepatch import patch_info, patch_model, patched, unpatch_model, verify
 from ropepatch.attention.rotary import ScaledRotary
@@ -82,6 +83,14 @@ def test_offloading_a_patched_model_gives_the_same_logits(kind):
     remove_hook_from_submodules(model)
 
 
+@BOTH_METHODS
+@pytest.mark.parametrize("buffers", [False, True])
+def test_verify_passes_on_an_offloaded_model(method, buffers):
+    model = patch_model(fresh_model("llama"), method, 4)
+    cpu_offload(model, execution_device=torch.device("cpu"), offload_buffers=buffers)
+    assert verify(model).method == method
+
+
 @EVERY_KIND
 def test_unpatching_an_offloaded_model_gives_back_the_stock_module_with_its_hook(kind):
     model = cpu_offload(fresh_model(kind), execution_device=torch.device("cpu"))
@@ -109,6 +118,23 @@ def test_a_patch_is_found_through_torch_compile():
     assert patch_info(model).method == "yarn"
     unpatch_model(model)
     assert patch_info(model) is None
+
+
+@BOTH_METHODS
+@pytest.mark.parametrize("head", [AutoModel, AutoModelForSequenceClassification])
+def test_models_with_other_heads_or_none_are_patched(head, method):
+    torch.manual_seed(0)
+    model = patch_model(head.from_config(tiny_config("llama")).eval(), method, 4)
+    assert verify(model).method == method
+
+
+@BOTH_METHODS
+def test_a_model_inside_a_wrapper_is_patched(method):
+    wrapper = torch.nn.ModuleDict({"module": fresh_model("llama")})
+    patch_model(wrapper, method, 4)
+    assert verify(wrapper).method == patch_info(wrapper).method == method
+    unpatch_model(wrapper)
+    assert patch_info(wrapper) is None
 
 
 @EVERY_KIND

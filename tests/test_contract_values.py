@@ -3,8 +3,17 @@
 import pytest
 import torch
 from decoding import CACHES, PADDINGS, answer, make_batch
-from stock_models import NATIVE, OPTIONS, has_native, stock_model
-from tiny_models import EAGER_ONLY, KINDS, SLIDING_KINDS, fresh_model, logits, token_ids
+from stock_models import NATIVE, OPTIONS, has_native, scale, stock_model
+from tiny_models import (
+    EAGER_ONLY,
+    KINDS,
+    SLIDING_KINDS,
+    fresh_model,
+    logits,
+    tiny_config,
+    tiny_model,
+    token_ids,
+)
 
 from ropepatch import patch_model, patched
 
@@ -50,6 +59,35 @@ def test_factor_four_equals_transformers_own_method(kind, method):
     ours = patch_model(fresh_model(kind), method, factor=4, **OPTIONS.get(method, {}))
     ids = token_ids(2, 64)
     torch.testing.assert_close(logits(ours, ids), logits(stock, ids), **ROUNDING)
+
+
+LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
+LATENT |= {"qk_rope_head_dim": 16, "n_routed_experts": 2, "n_group": 1, "topk_group": 1}
+BEYOND = {
+    "cohere2": {"sliding_window": 16},
+    "deepseek_v3": {**LATENT, "num_experts_per_tok": 1, "num_key_value_heads": 4},
+    "ernie4_5": {},
+    "exaone4": {"sliding_window": 16},
+    "falcon": {"alibi": False},
+    "glm4_moe": {"n_routed_experts": 2, "num_experts_per_tok": 1, "head_dim": 16},
+    "moshi": {},
+    "persimmon": {"num_key_value_heads": 4},
+}
+
+
+@pytest.mark.parametrize("kind", BEYOND)
+def test_architectures_beyond_the_list_are_found_by_their_structure(kind):
+    """What reads like a rotary module is patched; the list of names above is for tests only."""
+    config = tiny_config(kind, **BEYOND[kind])
+    ours = patch_model(tiny_model(kind, attention="eager", config=config), "yarn", factor=4)
+    scaled = tiny_config(kind, **BEYOND[kind])
+    scale(scaled, None, NATIVE["yarn"], dim=16)
+    scaled.max_position_embeddings = 128
+    stock = tiny_model(kind, attention="eager", config=scaled)
+    ids = token_ids(2, 40)
+    torch.testing.assert_close(
+        logits(ours, ids, use_cache=False), logits(stock, ids, use_cache=False), **ROUNDING
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
