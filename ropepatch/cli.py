@@ -109,14 +109,18 @@ def show_methods(_: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ropepatch.methods.registry import method_class, methods_for
+    from ropepatch.methods.registry import aliases_of, method_class, methods_for
 
-    table = Table("method", "scales", "frequencies", "options", box=None, pad_edge=False)
+    table = Table("method", "transformers", "frequencies", "options", box=None, pad_edge=False)
     for name in methods_for():
         cls = method_class(name)
-        options = [field.name for field in fields(cls) if field.name != "factor"]
         kind = "follow the length" if cls.length_dependent else "fixed"
-        table.add_row(name, ", ".join(cls.mechanisms()), kind, ", ".join(options))
+        table.add_row(
+            " or ".join([name, *aliases_of(name)]),
+            cls.native_rope_type or "–",
+            f"{kind}, fine-tune" if cls.needs_training else kind,
+            ", ".join(field.name for field in fields(cls) if field.name != "factor"),
+        )
     Console().print(table)
 
 

@@ -15,6 +15,7 @@ class Linear(Method):
     """θ/s (Position Interpolation, arXiv 2306.15595, eq. 4). Good only after a fine-tune."""
 
     native_rope_type: ClassVar[str | None] = "linear"
+    needs_training: ClassVar[bool] = True
 
     def rotary(self, geometry: RotaryGeometry, length: Tensor | None = None) -> RotaryFrequencies:
         return RotaryFrequencies(geometry.inv_freq / self.factor)

@@ -64,6 +64,7 @@ class DynamicNtk(Method):
     """
 
     length_dependent: ClassVar[bool] = True
+    native_rope_type: ClassVar[str | None] = "dynamic"
 
     alpha: float = 1.0  #: a above; more than 1 scales harder than the length asks for
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from ropepatch.methods.registry import register_method
 @dataclass(frozen=True, kw_only=True)
 class Proportional(Method):
     """The first ⌊p·d/2⌋ pairs at θ/s, the others at 0 (p-RoPE, arXiv 2410.06205, §6). p = 0 is NoPE."""
+
+    native_rope_type: ClassVar[str | None] = "proportional"
 
     proportion: float = 0.75  #: p above, the part of the pairs that still turns
 

@@ -56,6 +56,11 @@ def method_class(name: str) -> type[Method]:
     return found
 
 
+def aliases_of(name: str) -> list[str]:
+    """Other names under which a method is found."""
+    return sorted(alias for alias, target in _ALIASES.items() if target == name)
+
+
 def make_method(name: str, **options: Any) -> Method:
     """The method `name` with its options, validated.
 
