@@ -186,7 +186,12 @@ def test_a_class_that_is_defined_again_replaces_itself(own_registry):
     assert type(make_method("cell")) is second
 
 
-@pytest.mark.parametrize("thing", [int, dataclass, "yarn", None, make_method("linear")], ids=repr)
+@pytest.mark.parametrize(
+    "thing",
+    [int, dataclass, "yarn", None, make_method("linear")],
+    ids=repr,
+    ids=["class", "function", "name", "none", "instance"],
+)
 def test_what_is_no_method_class_is_refused(own_registry, thing):
     with pytest.raises(MethodError, match=r"is not a subclass of ropepatch\.Method"):
         register_method("mine")(thing)
