@@ -189,7 +189,6 @@ def test_a_class_that_is_defined_again_replaces_itself(own_registry):
 @pytest.mark.parametrize(
     "thing",
     [int, dataclass, "yarn", None, make_method("linear")],
-    ids=repr,
     ids=["class", "function", "name", "none", "instance"],
 )
 def test_what_is_no_method_class_is_refused(own_registry, thing):
