@@ -43,7 +43,7 @@ def test_layer_types_that_are_not_scaled_rotate_as_before(kind, layer_type):
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
 def test_unknown_layer_types_are_refused(kind):
-    with pytest.raises(LengthError, match="chunked_attention"):
+    with pytest.raises(MethodOptionError, match="chunked_attention"):
         patch_model(fresh_model(kind), "linear", 4, layer_types=["chunked_attention"])
 
 
@@ -93,7 +93,7 @@ MISTAKES = [
         "contradicts the factor 3",
     ),
     ({"method": make_method("yarn"), "beta_fast": 8}, MethodOptionError, "given as an instance"),
-    ({"layer_types": "full_attention"}, LengthError, "layer_types"),
+    ({"layer_types": "full_attention"}, MethodOptionError, "layer_types"),
     ({"layer_types": []}, NothingPatchedError, "layer_types="),
 ]
 

@@ -18,7 +18,7 @@ from ropepatch.adapters.pretrained import text_config, text_modules
 from ropepatch.adapters.rope_parameters import parameters_of, scaling_types
 from ropepatch.attention.rotary import LAYOUTS, Layout, RotarySite, ScaledRotary
 from ropepatch.errors import (
-    LengthError,
+    MethodOptionError,
     NothingPatchedError,
     UnsupportedModelError,
 )
@@ -232,16 +232,20 @@ def rounds_to(inv_freq: Tensor, geometry: RotaryGeometry) -> bool:
 def chosen_layer_types(found: list[RotaryModule], asked: Sequence[str] | None) -> set[str | None]:
     """Which layer types are scaled: the full-attention ones unless others are asked for.
 
-    Raises LengthError for types that the model does not have, NothingPatchedError for none.
+    Raises MethodOptionError for types that the model does not have, NothingPatchedError for none.
     """
     present = {name for module in found for name in module.layer_types}
     have = ", ".join(sorted(str(name) for name in present if name)) or "one for all layers"
+    if isinstance(asked, str):
+        raise MethodOptionError(
+            f"layer_types is {asked!r}; allowed: a list of types; there are: {have}"
+        )
     if asked is None:
         chosen = present if len(present) == 1 else present & {None, _DEFAULT_LAYER_TYPE}
     else:
         chosen = set(asked)
     if unknown := chosen - present:
-        raise LengthError(
+        raise MethodOptionError(
             f"layer_types has {sorted(map(str, unknown))}, but the model's rotary types are: {have}"
         )
     if not chosen:
