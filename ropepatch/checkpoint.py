@@ -6,11 +6,7 @@ lies in a sidecar, `ropepatch.json`.
 """
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import transformers
@@ -29,18 +25,13 @@ from ropepatch.errors import (
 from ropepatch.manifest import CONFIG_KEY, Manifest
 from ropepatch.patch import patch_info, patch_model, unpatch_model
 from ropepatch.verification import require_intact, verify_native
+from ropepatch.whole_files import replaced_directory
 
 SIDECAR = "ropepatch.json"
 ADAPTER_CONFIG = "adapter_config.json"
 # What tells which model a directory holds, or is one; all of it goes when another is saved there.
-MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors*",
-    "pytorch_model*",
-    "adapter_*",
-    SIDECAR,
-)
+FULL_MODEL = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*")
+ADAPTER = ("adapter_*", SIDECAR)
 
 
 def save_pretrained(
@@ -58,15 +49,42 @@ def save_pretrained(
     root = pretrained_model(model)
     if patch_info(model) is not None:
         require_intact(model)
-    with replaced_directory(Path(directory)) as written:
-        if hasattr(model, "peft_config"):
-            model.save_pretrained(written)  # type: ignore[operator]
-            write_sidecar(model, written)
+    is_adapter = hasattr(model, "peft_config")
+    require_same_kind(Path(directory), is_adapter)
+    with replaced_directory(Path(directory), instead_of=(*FULL_MODEL, *ADAPTER)) as written:
+        if is_adapter:
+            save_adapter(model, written)
         else:
             root.save_pretrained(written)
         if tokenizer is not None:
             save_tokenizer(tokenizer, written, text_config(root).max_position_embeddings)
     return Path(directory)
+
+
+def require_same_kind(directory: Path, is_adapter: bool) -> None:
+    """Raise CheckpointError when an adapter would take the place of a full model, or the reverse."""
+    there = FULL_MODEL if is_adapter else ADAPTER
+    if directory.is_dir() and any(any(directory.glob(pattern)) for pattern in there):
+        kinds = ("a full model", "an adapter") if is_adapter else ("an adapter", "a full model")
+        raise CheckpointError(
+            f"{directory} holds {kinds[0]}, which {kinds[1]} saved there would replace; save to another"
+            " directory"
+        )
+
+
+def save_adapter(model: Any, directory: Path) -> None:
+    """A PEFT adapter with its sidecar. A local base is named by its full path, to be found from anywhere."""
+    configs = list(model.peft_config.values())
+    names = [config.base_model_name_or_path for config in configs]
+    for config, name in zip(configs, names, strict=True):
+        if name and Path(name).is_dir():
+            config.base_model_name_or_path = str(Path(name).resolve())
+    try:
+        model.save_pretrained(directory)
+    finally:
+        for config, name in zip(configs, names, strict=True):
+            config.base_model_name_or_path = name
+    write_sidecar(model, directory)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path, length: int) -> None:
@@ -112,58 +130,6 @@ def read_json(path: Path, error_class: type[CheckpointError] = CheckpointError) 
             " that it came from"
         ) from error
     return content
-
-
-@contextmanager
-def replaced_directory(directory: Path) -> Iterator[Path]:
-    """A fresh directory that takes the place of `directory` when the body ends well.
-
-    Files of the old directory that the body does not write are kept, those of a model excepted. Raises
-    CheckpointError for what the file system refuses.
-    """
-    directory = directory.resolve()  # a link stays, and what it leads to is replaced
-    if Path.cwd().is_relative_to(directory):
-        raise CheckpointError(
-            f"{directory} is the working directory and cannot be replaced; save to one inside it"
-        )
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        if directory.exists() and not directory.is_dir():
-            raise NotADirectoryError(f"{directory} is a file")
-        with TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
-            written, old = Path(scratch, "new"), Path(scratch, "old")
-            written.mkdir()
-            yield written
-            if directory.exists():
-                keep_other_files(directory, written)
-            try:
-                if directory.exists():
-                    directory.rename(old)
-                written.rename(directory)
-            except BaseException:
-                if old.exists():
-                    old.rename(directory)
-                raise
-    except CheckpointError:
-        raise
-    # A disk that fills up while weights are written is a SafetensorError.
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"could not save to {directory}: {error}; what was there before is unchanged"
-        ) from error
-
-
-def keep_other_files(old: Path, new: Path) -> None:
-    """Copy what only the old directory has, except the files of the old model."""
-    of_model = {path for pattern in MODEL_FILES for path in old.glob(pattern)}
-    for path in old.iterdir():
-        target = new / path.name
-        if target.exists() or path in of_model:
-            continue
-        if path.is_dir():
-            shutil.copytree(path, target)
-        else:
-            shutil.copy2(path, target)
 
 
 def load_pretrained(
@@ -222,16 +188,12 @@ def load_model(directory: Path, kwargs: dict[str, Any]) -> PreTrainedModel:
 
 def apply(manifest: Manifest, model: PreTrainedModel) -> PreTrainedModel:
     """Patch a model as a manifest says. Its own scaling is replaced only if the manifest knew of it."""
-    config = text_config(model)
-    options = {name: value for name, value in manifest.options.items() if name != "factor"}
     return patch_model(
         model,
-        manifest.method or "",
-        manifest.options["factor"],
+        manifest.make(),
         original_max_position_embeddings=manifest.original_max_position_embeddings,
         layer_types=manifest.layer_types,
-        replace=config.rope_parameters == manifest.unpatched["rope_parameters"],
-        **options,
+        replace=text_config(model).rope_parameters == manifest.unpatched["rope_parameters"],
     )
 
 
@@ -264,10 +226,17 @@ def load_base(directory: Path, kwargs: dict[str, Any]) -> nn.Module:
         raise CheckpointError(
             f"{directory / ADAPTER_CONFIG} does not name its base model; pass base_model="
         )
-    config = AutoConfig.from_pretrained(name)
-    if hasattr(config.get_text_config(decoder=True), CONFIG_KEY):
-        return load_model(Path(name), kwargs)
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if hasattr(config.get_text_config(decoder=True), CONFIG_KEY):
+            return load_model(Path(name), kwargs)
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    except (OSError, ValueError) as error:
+        if isinstance(error, RopepatchError):
+            raise
+        raise CheckpointError(
+            f"the base model of {directory}, {name!r}, cannot be loaded; pass base_model= ({error})"
+        ) from error
     return model
 
 

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ropepatch: error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as interrupt:
-        print(f"ropepatch: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"ropepatch: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -98,7 +98,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _add_eval(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("--data", default="stdlib", help="text file or directory (stdlib)")
-    parser.add_argument("--lengths", type=int, nargs="+", help="tokens (1, 2, 4, 8 times trained)")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", help="tokens, more than 64 (1, 2, 4, 8 times trained)"
+    )
     parser.add_argument("--windows", type=int, default=50, help="held-out windows (50)")
     parser.add_argument("--prompts", type=int, default=64, help="retrieval prompts per length (64)")
     _add_output(parser, "out/eval")
@@ -227,6 +229,7 @@ def train(options: argparse.Namespace) -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Measure one model, print the table, write the report."""
+    _require_directory(options.output)
     model = _open_model(options.model)
 
     from ropepatch.adapters.pretrained import pretrained_model, text_config
@@ -250,6 +253,14 @@ def measure(options: argparse.Namespace) -> None:
         )
     print_table([stage])
     print(write_report([stage], [], options.output, title=f"{options.model}, measured"))
+
+
+def _require_directory(path: Path) -> None:
+    """Say before minutes of measuring that their result could not be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {path}: {error.strerror}; name a directory") from None
 
 
 def _trained_length(config: "PreTrainedConfig") -> int:

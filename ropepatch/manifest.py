@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from ropepatch.errors import SidecarError
+from ropepatch.errors import SidecarError, UnknownMethodError
 from ropepatch.methods import Method, make_method
 
 CONFIG_KEY = "ropepatch"  #: the config attribute that holds a manifest
@@ -43,7 +43,13 @@ class Manifest:
         """The method with its options. Raises MethodError for what this version does not know."""
         if self.method is None:
             raise SidecarError("the manifest says that nothing was patched")
-        return make_method(self.method, **self.options)
+        try:
+            return make_method(self.method, **self.options)
+        except UnknownMethodError as error:
+            raise UnknownMethodError(
+                f"this was saved with {self.method!r}, which is no method of ropepatch's own; import the "
+                f"module that registers it first ({error})"
+            ) from error
 
     def summary(self) -> str:
         """In a message: "yarn, factor 4, from 256 tokens"."""

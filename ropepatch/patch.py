@@ -66,7 +66,7 @@ def patch_model(
         info: PatchInfo = previous[1].about
         raise AlreadyPatchedError(
             f"the model is patched with {info.method!r}, factor {info.factor:g}; call "
-            "unpatch_model first, or pass replace=True"
+            "unpatch_model first, or pass replace=True (--replace)"
         )
     if previous is not None:
         previous[1].revert(previous[0])
@@ -161,7 +161,8 @@ def patched(
     try:
         yield model
     finally:
-        unpatch_model(model)
+        if find_record(model) is not None:  # the body may have taken it out
+            unpatch_model(model)
         if previous is not None:
             previous[1].apply(previous[0])
 

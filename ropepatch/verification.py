@@ -56,7 +56,7 @@ def verify(model: nn.Module) -> Verification:
     record, sites, error = require_intact(model)
     length = record.about.max_position_embeddings
     change = logit_change(pretrained_model(model), length)
-    if change == 0.0 and any(scales_at(site, length) for site in sites):
+    if not change > 0.0 and any(scales_at(site, length) for site in sites):
         raise PatchVerificationError(
             f"{record.about.method!r} is in place, but the logits do not depend on it: something has"
             f" replaced what uses it; {AGAIN}"

@@ -176,3 +176,24 @@ def test_a_merged_adapter_is_saved_as_a_full_checkpoint(tmp_path):
     assert torch.equal(
         logits(load_pretrained(tmp_path / "merged").eval(), IDS), logits(merged, IDS)
     )
+
+
+def test_a_local_base_is_found_from_another_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path)
+    fresh_model("llama").save_pretrained("base")
+    base = AutoModelForCausalLM.from_pretrained("base")
+    adapter = with_lora(patch_model(base, "yarn", 4))
+    save_pretrained(adapter, "adapter")
+    monkeypatch.chdir(tmp_path / "work")
+    loaded = load_pretrained(tmp_path / "adapter").eval()
+    assert torch.equal(logits(loaded, IDS), logits(adapter, IDS))
+
+
+def test_a_base_that_is_gone_is_named(tmp_path):
+    model = fresh_model("llama")
+    model.config._name_or_path = str(tmp_path / "gone")
+    model.name_or_path = str(tmp_path / "gone")
+    save_pretrained(with_lora(patch_model(model, "yarn", 4)), tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=r"gone.*cannot be loaded; pass base_model="):
+        load_pretrained(tmp_path / "adapter")

@@ -128,7 +128,6 @@ def test_other_files_are_kept_and_stale_weights_are_not(tmp_path):
         "model-00001-of-00002.safetensors",
         "model.safetensors.index.json",
         "pytorch_model.bin",
-        "adapter_model.safetensors",
     ]
     for name in stale:
         (target / name).write_bytes(b"old")
@@ -140,21 +139,24 @@ def test_other_files_are_kept_and_stale_weights_are_not(tmp_path):
     assert load_pretrained(target).config.rope_parameters["rope_type"] == "yarn"
 
 
-def test_a_full_checkpoint_over_an_adapter_is_loaded_as_a_full_checkpoint(tmp_path):
-    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
-    adapter = get_peft_model(patched_llama(), config)
-    save_pretrained(adapter, tmp_path / "saved")
-    model = adapter.eval().merge_and_unload()
-    save_pretrained(model, tmp_path / "saved")
-    assert torch.equal(logits(load_pretrained(tmp_path / "saved").eval(), IDS), logits(model, IDS))
+def adapter_of(model):
+    return get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
 
 
-def test_an_adapter_over_a_full_checkpoint_leaves_no_config_without_weights(tmp_path):
+def test_a_full_checkpoint_does_not_take_the_place_of_an_adapter(tmp_path):
+    save_pretrained(adapter_of(patched_llama()), tmp_path / "saved")
+    before = contents(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match=r"holds an adapter.*save to another directory"):
+        save_pretrained(patched_llama(), tmp_path / "saved")
+    assert contents(tmp_path / "saved") == before
+
+
+def test_an_adapter_does_not_take_the_place_of_a_full_checkpoint(tmp_path):
     save_pretrained(patched_llama(), tmp_path / "saved")
-    adapter = get_peft_model(patched_llama(), LoraConfig(r=2, target_modules="all-linear"))
-    save_pretrained(adapter, tmp_path / "saved")
-    assert not (tmp_path / "saved" / "config.json").exists()
-    assert (tmp_path / "saved" / "ropepatch.json").exists()
+    before = contents(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match=r"holds a full model.*save to another directory"):
+        save_pretrained(adapter_of(patched_llama()), tmp_path / "saved")
+    assert contents(tmp_path / "saved") == before
 
 
 def test_an_unpatched_model_over_a_patched_one_is_loaded_unpatched(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ropepatch.attention.lengths import row_lengths
+from ropepatch.errors import MethodError
 from ropepatch.methods.base import Method, RotaryFrequencies, RotaryGeometry
 
 Layout = Literal["halves", "interleaved", "pairs"]
@@ -45,7 +46,7 @@ class RotarySite:
         """Evaluate a static method once. Raises MethodOptionError when it cannot take the geometry."""
         inv_freq, frequencies = geometry.inv_freq, None
         if method is not None:
-            frequencies = method.rotary(geometry)
+            frequencies = _checked(method, geometry)
             if method.length_dependent or not is_scaled(frequencies, inv_freq).any():
                 frequencies = None
             else:
@@ -68,6 +69,22 @@ class RotarySite:
             self.frequencies = RotaryFrequencies(
                 self.frequencies.inv_freq.to(device), self.frequencies.attention_factor
             )
+
+
+def _checked(method: Method, geometry: RotaryGeometry) -> RotaryFrequencies:
+    """What a method makes, or a MethodError that says what is wrong with it (users write methods, too)."""
+    made = method.rotary(geometry)
+    if not isinstance(made, RotaryFrequencies):
+        raise MethodError(
+            f"{method.name!r} returned {type(made).__name__} from rotary(); allowed: RotaryFrequencies"
+        )
+    if made.inv_freq.shape != (geometry.dim // 2,) or not made.inv_freq.isfinite().all():
+        raise MethodError(
+            f"{method.name!r} made frequencies of shape {tuple(made.inv_freq.shape)}, "
+            f"{int((~made.inv_freq.isfinite()).sum())} of them not finite; allowed: "
+            f"{geometry.dim // 2} finite numbers"
+        )
+    return made
 
 
 def is_scaled(frequencies: RotaryFrequencies, inv_freq: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class RunTrainer(Trainer):
         run: RunDirectory,
         **options: Any,
     ) -> None:
+        self.used_cache = model.config.use_cache  # the Trainer turns it off for good
         super().__init__(model=model, processing_class=tokenizer, **options)
         self.trained = model
         self.tokenizer = tokenizer
@@ -33,6 +34,7 @@ class RunTrainer(Trainer):
 
     def publish_model(self, name: str) -> None:
         """Save the model and its tokenizer as a directory of the run."""
+        self.trained.config.use_cache = self.used_cache
         with self.run.publish(name) as staging:
             save_pretrained(self.trained, staging / name, self.tokenizer)
 
