@@ -99,10 +99,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path, length: 
 
 def write_sidecar(model: nn.Module, directory: Path) -> None:
     """Write the manifest of the model's patch, or that there is none, beside an adapter."""
-    content = getattr(text_config(pretrained_model(model)), CONFIG_KEY, None)
-    manifest = (
-        Manifest(method=None) if content is None else Manifest.from_json(content, "the config")
-    )
+    manifest = Manifest.in_config(text_config(pretrained_model(model))) or Manifest(method=None)
     text = json.dumps(manifest.to_json(), indent=2)
     (directory / SIDECAR).write_text(text + "\n", encoding="utf-8")
 
