@@ -18,7 +18,7 @@ REPEATS_ONLY = Shares(retrieval=0, repeats=1)
 DRILLS_ONLY = Shares(drills=1, drill_phase=1)
 
 
-def mixture(shares=None, *, length=256, samples=200, seed=0, documents=DOCUMENTS):
+def mixture(shares=None, *, length=256, samples=200, seed=0, documents=DOCUMENTS, **options):
     return TrainingMixture(
         documents,
         VOCABULARY,
@@ -27,6 +27,7 @@ def mixture(shares=None, *, length=256, samples=200, seed=0, documents=DOCUMENTS
         samples=samples,
         seed=seed,
         shares=shares or Shares(drill_phase=0.3),
+        **options,
     )
 
 
@@ -116,6 +117,13 @@ def test_text_alone_needs_no_reserved_tokens():
     empty = RetrievalVocabulary(keys=(), values=())
     data = TrainingMixture(DOCUMENTS, empty, 4096, length=64, samples=5, shares=TEXT_ONLY)
     assert len(list(_all(data))) == len(data) == 5
+
+
+def test_a_target_is_what_follows_the_tokens_that_the_encoder_reads():
+    for item in _all(mixture(TEXT_ONLY, target_length=64)):
+        first = int(item["input_ids"][0])
+        assert torch.equal(item["input_ids"], torch.arange(first, first + 192))
+        assert torch.equal(item["labels"], torch.arange(first + 192, first + 256))
 
 
 def test_documents_that_are_all_too_short_are_refused():

@@ -8,8 +8,21 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_runs import CONFIG, LENGTH, extension, pretraining, pretraining_tree
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from tiny_runs import (
+    CONFIG,
+    LENGTH,
+    T5_CONFIG,
+    extension,
+    pretraining,
+    pretraining_tree,
+    seq2seq_tree,
+)
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    TrainerCallback,
+)
 
 from ropepatch import load_pretrained, patch_info, verify
 from ropepatch.errors import CheckpointError, ConfigError, DataError, RopepatchError
@@ -225,6 +238,30 @@ def test_a_fully_trained_patched_model_loads_in_plain_transformers(tmp_path, bas
         )
 
 
+def test_an_encoder_decoder_model_learns_to_go_on_from_a_prefix(tmp_path):
+    recipe = parse_recipe(seq2seq_tree(tmp_path, max_steps=30))
+    directory = train(recipe).directory
+    steps = losses(recipe)
+    assert steps[-1][1] < steps[0][1] - 0.5
+    model = AutoModelForSeq2SeqLM.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert model.config.decoder_start_token_id == tokenizer.pad_token_id
+    assert model.config.n_positions == tokenizer.model_max_length == LENGTH
+
+
+def test_a_target_length_is_needed_by_encoder_decoder_models_and_refused_by_others(tmp_path):
+    tree = seq2seq_tree(tmp_path)
+    del tree["data"]["target_length"]
+    with pytest.raises(
+        ConfigError, match=r"t5 is an encoder–decoder model; set data\.target_length"
+    ):
+        train(parse_recipe(tree))
+    tree = seq2seq_tree(tmp_path)
+    tree["model"]["config"] = CONFIG
+    with pytest.raises(ConfigError, match="llama has no encoder"):
+        train(parse_recipe(tree))
+
+
 def recipe_with(tmp_path, changes):
     tree = pretraining_tree(tmp_path)
     for dotted, value in changes.items():
@@ -251,6 +288,7 @@ def test_text_that_cannot_be_used_is_refused(tmp_path, content, expected):
         ({"model.config": {**CONFIG, "hidden_size": 33}}, "not a multiple"),
         ({"model.config": {**CONFIG, "hidden_size": "wide"}}, "expected int"),
         ({"model.config": {"model_type": "lama"}}, "no lama model"),
+        ({"model.config": {**T5_CONFIG, "d_mdel": 3}}, "did you mean d_model?"),
         ({"model.config": {**CONFIG, "vocab_size": 100}}, "tokenizer does not fit the model"),
         ({"model.tokenizer": {"vocab_size": 100}}, "vocab_size=100 has no room"),
     ],

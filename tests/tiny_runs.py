@@ -18,6 +18,16 @@ CONFIG: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+T5_CONFIG: dict[str, Any] = {
+    "model_type": "t5",
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 2,
+    "n_positions": LENGTH,
+}
+
 
 def write_corpus(path: Path) -> Path:
     """A text file of 4,000 words out of 200."""
@@ -62,6 +72,14 @@ def extension_tree(root: Path, base: Path, **lora: Any) -> dict[str, Any]:
         "lora": {"r": 4, "alpha": 8, "dropout": 0.1, **lora},
         "data": {**tree["data"], "length": 4 * LENGTH},
     }
+
+
+def seq2seq_tree(root: Path, **training: Any) -> dict[str, Any]:
+    """A recipe that trains a T5 as a prefix language model, into `root/run`."""
+    tree = pretraining_tree(root, **training)
+    tree["model"]["config"] = T5_CONFIG
+    tree["data"] |= {"target_length": LENGTH // 4, "mixture": {"retrieval": 0.0}}
+    return tree
 
 
 def pretraining(root: Path, **training: Any) -> Recipe:

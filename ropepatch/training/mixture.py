@@ -52,13 +52,20 @@ class Shares:
                 f"retrieval={self.retrieval} and repeats={self.repeats} add up to more than 1"
             )
 
+    @property
+    def need_keys(self) -> bool:
+        """Whether some sequences are made of reserved tokens."""
+        return self.retrieval > 0 or (self.drills > 0 and self.drill_phase > 0)
+
 
 @dataclass(frozen=True, eq=False)
 class TrainingMixture(Dataset[dict[str, Tensor]]):
     """`samples` sequences of `length` tokens; number i depends on `seed` and i only.
 
     To be read in order: the drills come first. Labels are those of transformers (the model
-    shifts them), with -100 for tokens that nothing in the context can predict.
+    shifts them), with -100 for tokens that nothing in the context can predict. With a
+    `target_length`, as for a prefix language model (arXiv 1910.10683, section 3.2.1): the encoder
+    reads `length` − `target_length` tokens, and only the others, the decoder's, are labels.
     """
 
     documents: Sequence[Tensor]  #: tokens of one document each; those below `length` are left out
@@ -68,6 +75,7 @@ class TrainingMixture(Dataset[dict[str, Tensor]]):
     samples: int = field(kw_only=True)
     seed: int = field(kw_only=True, default=0)
     shares: Shares = field(kw_only=True, default_factory=Shares)
+    target_length: int | None = field(kw_only=True, default=None)
     _windows: IntArray = field(init=False, repr=False)  #: cumulative over the documents
 
     def __post_init__(self) -> None:
@@ -93,6 +101,8 @@ class TrainingMixture(Dataset[dict[str, Tensor]]):
         else:
             tokens, scored = self._text_with_tasks(rng)
         labels = np.where(scored, tokens, IGNORED)
+        if self.target_length is not None:
+            tokens, labels = tokens[: -self.target_length], labels[-self.target_length :]
         return {"input_ids": torch.from_numpy(tokens), "labels": torch.from_numpy(labels)}
 
     def _text_with_tasks(self, rng: np.random.Generator) -> tuple[IntArray, BoolArray]:

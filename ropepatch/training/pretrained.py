@@ -9,7 +9,14 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from ropepatch.checkpoint import ADAPTER_CONFIG, load_pretrained
 from ropepatch.errors import CheckpointError, RopepatchError
@@ -23,8 +30,16 @@ def open_model(source: str, dtype: torch.dtype | Literal["auto"] = "auto") -> nn
     with _readable(source):
         if _is_adapter(source) or _names_patch(source):
             return load_pretrained(source, dtype=dtype)
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        auto_class = language_model_class(AutoConfig.from_pretrained(source))
+        model: nn.Module = auto_class.from_pretrained(source, dtype=dtype)
         return model
+
+
+def language_model_class(
+    config: PreTrainedConfig,
+) -> type[AutoModelForCausalLM] | type[AutoModelForSeq2SeqLM]:
+    """The class of transformers that makes a language model of a config."""
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def open_tokenizer(source: str) -> PreTrainedTokenizerBase:

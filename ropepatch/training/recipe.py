@@ -86,8 +86,23 @@ class DataRecipe:
     source: str = "stdlib"  #: "stdlib", or a text file or a directory of text files
     split: Literal["train", "held_out"] = "train"
     length: Annotated[int, Field(ge=2)] = 256  #: tokens per sequence
+    target_length: Count | None = None  #: encoder–decoder models: last tokens, for the decoder
     seed: Whole = 0
     mixture: Shares = dataclasses.field(default_factory=Shares)
+
+    def __post_init__(self) -> None:
+        if self.target_length is None:
+            return
+        if self.target_length >= self.length:
+            raise ValueError(
+                f"target_length ({self.target_length}) leaves nothing of length ({self.length}) "
+                "to the encoder"
+            )
+        if self.mixture.need_keys:
+            raise ValueError(
+                "retrieval and drills are for causal models; with target_length, set "
+                "mixture.retrieval and mixture.drill_phase to 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -11,7 +11,6 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,6 +19,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
+from ropepatch.adapters.pretrained import LENGTH_ATTRIBUTES
 from ropepatch.corpus import (
     Document,
     RetrievalVocabulary,
@@ -34,7 +34,7 @@ from ropepatch.training.induction import add_induction_circuit
 from ropepatch.training.lora import add_lora
 from ropepatch.training.mistakes import unknown_key
 from ropepatch.training.mixture import TrainingMixture
-from ropepatch.training.pretrained import open_model, open_tokenizer
+from ropepatch.training.pretrained import language_model_class, open_model, open_tokenizer
 from ropepatch.training.progress import (
     MetricsCallback,
     ProgressCallback,
@@ -144,10 +144,9 @@ def _training_data(
 ) -> TrainingMixture:
     """As many sequences as the run takes, in the order in which it takes them."""
     shares = recipe.data.mixture
-    needs_keys = shares.retrieval > 0 or (shares.drills > 0 and shares.drill_phase > 0)
     vocabulary = (
         RetrievalVocabulary.from_tokenizer(tokenizer)
-        if needs_keys
+        if shares.need_keys
         else RetrievalVocabulary(keys=(), values=())
     )
     return TrainingMixture(
@@ -158,6 +157,7 @@ def _training_data(
         samples=recipe.training.max_steps * _sequences_per_step(recipe),
         seed=recipe.data.seed,
         shares=shares,
+        target_length=recipe.data.target_length,
     )
 
 
@@ -180,10 +180,23 @@ def _load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTraine
             f"the tokenizer does not fit the model: it has {len(tokenizer)} tokens, but the model "
             f"has embeddings for {rows}; use the tokenizer that the model was trained with"
         )
+    _check_target_length(recipe, model.config)
     if recipe.patch is not None:
         patch = recipe.patch
         patch_model(model, method=patch.method, factor=patch.factor, **patch.options)
     return model if recipe.lora is None else add_lora(model, recipe.lora)
+
+
+def _check_target_length(recipe: Recipe, config: PreTrainedConfig) -> None:
+    if config.is_encoder_decoder and recipe.data.target_length is None:
+        raise ConfigError(
+            f"{config.model_type} is an encoder–decoder model; set data.target_length, the last "
+            "tokens of each sequence, which the decoder predicts"
+        )
+    if not config.is_encoder_decoder and recipe.data.target_length is not None:
+        raise ConfigError(
+            f"data.target_length is for encoder–decoder models; {config.model_type} has no encoder"
+        )
 
 
 def _base_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -208,11 +221,14 @@ def _new_model(
     model_type = str(fields.pop("model_type", "llama"))
     special = ("bos_token_id", "eos_token_id", "pad_token_id")
     fields = {"vocab_size": len(tokenizer)} | fields
-    fields |= {name: getattr(tokenizer, name) for name in special}
+    tokens = {name: getattr(tokenizer, name) for name in special}
     try:
-        config = AutoConfig.for_model(model_type, **fields)
+        config = AutoConfig.for_model(model_type, **fields | tokens)
         _refuse_unknown(fields, config)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        if config.is_encoder_decoder:  # as T5 was trained; its config has no default
+            config.decoder_start_token_id = config.pad_token_id
+        auto_class = language_model_class(config)
+        model: PreTrainedModel = auto_class.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     except Exception as error:  # of any kind: what a config is checked by differs between models
         reason = textwrap.shorten(str(error), _LONGEST_REASON)
         raise ConfigError(f"model.config is no {model_type} model: {reason}") from error
@@ -221,7 +237,7 @@ def _new_model(
 
 def _refuse_unknown(fields: dict[str, object], config: PreTrainedConfig) -> None:
     """A config keeps fields that it does not know, so a misspelt one would go unseen."""
-    known = [field.name for field in dataclasses.fields(config)]
+    known = [*(field.name for field in dataclasses.fields(config)), *LENGTH_ATTRIBUTES]
     unknown = [name for name in fields if name not in known]
     if unknown:
         raise ValueError("; ".join(unknown_key(name, known) for name in unknown))
