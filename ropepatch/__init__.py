@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from ropepatch.checkpoint import save_pretrained as save_pretrained
     from ropepatch.methods import Method as Method
     from ropepatch.methods import RotaryFrequencies as RotaryFrequencies
+    from ropepatch.methods import alibi_slopes as alibi_slopes
     from ropepatch.methods import make_method as make_method
     from ropepatch.methods import register_method as register_method
     from ropepatch.methods import rotary_frequencies as rotary_frequencies
@@ -27,6 +28,7 @@ _HOMES = {
     "PatchInfo": "patch",
     "RotaryFrequencies": "methods",
     "Verification": "verification",
+    "alibi_slopes": "methods",
     "list_methods": "patch",
     "load_pretrained": "checkpoint",
     "make_method": "methods",

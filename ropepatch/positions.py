@@ -58,3 +58,35 @@ def rotary_coherence(inv_freq: Tensor, distances: Tensor) -> Tensor:
     arXiv 2405.14591, eq. 9. (dim/2,), (n,) → (n,)
     """
     return torch.cos(distances[:, None].double() * inv_freq).sum(-1)
+
+
+def alibi_slopes(num_heads: int, bias_max: float = 8.0) -> Tensor:
+    """Slope of every head of an unscaled ALiBi model (arXiv 2108.12409, §3). (num_heads,)
+
+    2^(−bias_max·h/H), h = 1…H, where H is a power of two. Otherwise those of the next lower power,
+    then every other one of the next higher, as in the authors' code.
+    """
+    lower = 1 << (num_heads.bit_length() - 1)
+    exponents = [torch.arange(1, H + 1, dtype=torch.float64) / H for H in (lower, 2 * lower)]
+    return 2.0 ** (-bias_max * torch.cat([exponents[0], exponents[1][::2]])[:num_heads])
+
+
+def relative_buckets(
+    relative_position: Tensor, *, num_buckets: int, max_distance: int, bidirectional: bool
+) -> Tensor:
+    """T5's bucket of key − query (arXiv 1910.10683, §2.1, by Mesh TensorFlow's code). long, same shape
+
+    The first half of a direction's buckets hold one distance each, the rest are log-spaced up to
+    `max_distance`. The future has buckets of its own, or is in bucket 0 if not `bidirectional`.
+    """
+    # Borders fall on whole distances, where the rounding of the logarithm decides: in float32 and on
+    # the CPU, wherever the model runs.
+    position = relative_position.cpu().long()
+    num_buckets //= 2 if bidirectional else 1
+    distance = position.abs() if bidirectional else (-position).clamp(min=0)
+    num_exact = num_buckets // 2
+    ratio = distance.clamp(min=num_exact).float() / num_exact
+    spaced = torch.log(ratio) / math.log(max_distance / num_exact) * (num_buckets - num_exact)
+    far = (num_exact + spaced.long()).clamp(max=num_buckets - 1)
+    future = num_buckets * (position > 0) if bidirectional else 0
+    return (torch.where(distance < num_exact, distance, far) + future).to(relative_position.device)

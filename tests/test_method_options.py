@@ -18,7 +18,7 @@ from ropepatch.methods import (
 
 LISTS = {"short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
 REQUIRED = {"longrope": LISTS}
-ALL = methods_for("rotary")
+ALL = methods_for()
 NO_NUMBERS = [math.nan, math.inf, -math.inf, "4", True, None, [4], 4j]
 
 

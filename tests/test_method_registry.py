@@ -82,13 +82,25 @@ def test_the_methods_that_depend_on_the_length_say_so():
 @methods
 def test_a_method_that_says_it_is_static_reads_no_length(method):
     geometry = RotaryGeometry(dim=8, original_max_position_embeddings=256)
-    if not method.length_dependent:
+    if "rotary" in method.mechanisms() and not method.length_dependent:
         found = method.rotary(geometry, torch.tensor([8, 4096]))
         assert torch.equal(found.inv_freq, method.rotary(geometry).inv_freq)
 
 
 def test_a_method_that_overrides_nothing_serves_no_mechanism():
     assert Method.mechanisms() == ()
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "names"),
+    [("alibi", ["dynamic_linear", "linear", "ntk"]), ("relative", ["linear", "log"])],
+)
+def test_score_biases_are_served_by_few(mechanism, names):
+    assert methods_for(mechanism) == names
+
+
+def test_a_method_that_serves_no_rotary_model_is_not_listed_for_them():
+    assert set(methods_for()) - set(methods_for("rotary")) == {"log"}
 
 
 @pytest.fixture

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from ropepatch.errors import MethodOptionError, UnsupportedMechanismError
-from ropepatch.positions import inverse_frequencies
+from ropepatch.positions import alibi_slopes, inverse_frequencies, relative_buckets
 
-MECHANISMS = ("rotary",)
+MECHANISMS = ("rotary", "alibi", "relative")
+
+_RESCALED = {"rotary": "rotary frequencies", "alibi": "ALiBi", "relative": "relative buckets"}
 
 
 def require_number(
@@ -44,6 +46,14 @@ def require_number(
         raise MethodOptionError(f"{option} is {given!r}; allowed: {allowed}")
 
 
+def require_count(option: str, given: object, unit: str, *, at_least: int = 1) -> None:
+    """Raise MethodOptionError unless `given` is a whole number of `unit`, `at_least` so many."""
+    if type(given) is not int or given < at_least:
+        raise MethodOptionError(
+            f"{option} is {given!r}; allowed: a whole number of {unit}, at least {at_least}"
+        )
+
+
 def require_factors(option: str, given: object) -> tuple[float, ...]:
     """The list `given` as a tuple of positive numbers, or a MethodOptionError."""
     if isinstance(given, str) or not isinstance(given, Sequence) or not given:
@@ -54,12 +64,22 @@ def require_factors(option: str, given: object) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RotaryGeometry:
-    """What a rotary checkpoint tells a method. Raises MethodOptionError when it is degenerate."""
+class Geometry:
+    """What a checkpoint tells a method. Raises MethodOptionError when it is degenerate."""
+
+    original_max_position_embeddings: int  #: tokens that the checkpoint was trained to
+
+    def __post_init__(self) -> None:
+        length = self.original_max_position_embeddings
+        require_count("original_max_position_embeddings", length, "tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryGeometry(Geometry):
+    """What a rotary checkpoint tells a method."""
 
     dim: int  #: rotated channels of a head; smaller than head_dim when rotary is partial
     base: float = 10000.0  #: `rope_theta`
-    original_max_position_embeddings: int  #: tokens that the checkpoint was trained to
 
     def __post_init__(self) -> None:
         if type(self.dim) is not int or self.dim < 2 or self.dim % 2:
@@ -67,17 +87,60 @@ class RotaryGeometry:
                 f"dim is {self.dim!r}; allowed: an even number of rotated channels, at least 2"
             )
         require_number("base", self.base, above=1)
-        length = self.original_max_position_embeddings
-        if type(length) is not int or length < 1:
-            raise MethodOptionError(
-                f"original_max_position_embeddings is {length!r}; allowed: a whole number of "
-                "tokens, at least 1"
-            )
+        super().__post_init__()
 
     @property
     def inv_freq(self) -> Tensor:
         """The unscaled frequencies, float64. (dim/2,)"""
         return inverse_frequencies(self.dim, self.base)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlibiGeometry(Geometry):
+    """What a checkpoint with linear biases tells a method."""
+
+    num_heads: int
+    bias_max: float = 8.0  #: the gentlest slope is 2^−bias_max; `alibi_bias_max` of MPT
+
+    def __post_init__(self) -> None:
+        require_count("num_heads", self.num_heads, "heads")
+        require_number("bias_max", self.bias_max, above=0)
+        super().__post_init__()
+
+    @property
+    def slopes(self) -> Tensor:
+        """The unscaled slopes, float64. (num_heads,)"""
+        return alibi_slopes(self.num_heads, self.bias_max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeGeometry(Geometry):
+    """What a checkpoint with T5's bucketed biases tells a method."""
+
+    num_buckets: int = 32  #: rows of the table, both directions together
+    max_distance: int = 128  #: tokens from which on every distance is in the last bucket
+    bidirectional: bool  #: True for encoders, which tell the future from the past
+
+    def __post_init__(self) -> None:
+        directions = 2 if self.bidirectional else 1
+        require_count("num_buckets", self.num_buckets, "buckets", at_least=2 * directions)
+        if self.num_buckets % directions:
+            raise MethodOptionError(
+                f"num_buckets is {self.num_buckets}; allowed: an even number when bidirectional"
+            )
+        # Above the buckets of one distance each: the logarithm of the ratio is a divisor.
+        least = self.num_buckets // directions // 2 + 1
+        require_count("max_distance", self.max_distance, "tokens", at_least=least)
+        super().__post_init__()
+
+    def buckets(self, relative_position: Tensor) -> Tensor:
+        """The unscaled bucket of key − query, long. (…) → (…)"""
+        return relative_buckets(
+            relative_position,
+            num_buckets=self.num_buckets,
+            max_distance=self.max_distance,
+            bidirectional=self.bidirectional,
+        )
 
 
 @dataclass(frozen=True)
@@ -90,10 +153,10 @@ class RotaryFrequencies:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Base of all methods. Subclasses override `rotary`, add options as fields, and are registered."""
+    """Base of all methods. Subclasses override the mechanisms that they serve, with options as fields."""
 
     name: ClassVar[str]  #: set by `register_method`
-    length_dependent: ClassVar[bool] = False  #: frequencies depend on the length of the sequence
+    length_dependent: ClassVar[bool] = False  #: reads the length of the sequence
     needs_training: ClassVar[bool] = False  #: useless without a fine-tune
     native_rope_type: ClassVar[str | None] = None  #: transformers' name of the method, if it has it
 
@@ -115,14 +178,36 @@ class Method:
 
     def rotary(self, geometry: RotaryGeometry, length: Tensor | None = None) -> RotaryFrequencies:
         """Scaled frequencies. Length-dependent methods read `length`, tokens of each sequence (…)."""
-        raise UnsupportedMechanismError(f"{self.name!r} does not rescale rotary frequencies")
+        raise self.unsupported("rotary")
+
+    def alibi(self, geometry: AlibiGeometry, length: Tensor | None = None) -> Tensor:
+        """Scaled slopes, float64: (heads,), or (…, heads) by length-dependent methods for lengths (…)."""
+        raise self.unsupported("alibi")
+
+    def relative(self, geometry: RelativeGeometry, relative_position: Tensor) -> Tensor:
+        """The scaled bucket of key − query, long. (…) → (…)"""
+        raise self.unsupported("relative")
+
+    def unsupported(self, mechanism: str) -> UnsupportedMechanismError:
+        """The error of a mechanism that this method does not serve, naming methods that do."""
+        from ropepatch.methods.registry import methods_for  # which itself needs this module
+
+        what = _RESCALED[mechanism]
+        return UnsupportedMechanismError(
+            f"{self.name!r} does not rescale {what}; methods for {what}: "
+            f"{', '.join(methods_for(mechanism))}"
+        )
+
+    def native_relative(self, geometry: RelativeGeometry) -> int | None:
+        """The `max_distance` with which transformers makes the same buckets, or None."""
+        return None
 
     def native(self, geometry: RotaryGeometry) -> dict[str, Any] | None:
         """The same as transformers' `rope_parameters` (without `partial_rotary_factor`), or None."""
         return None
 
 
-def stretch(length: Tensor | None, geometry: RotaryGeometry) -> Tensor:
+def stretch(length: Tensor | None, geometry: Geometry) -> Tensor:
     """max(1, T/L) for every sequence, float64. (…) → (…); no length counts as L."""
     if length is None:
         return torch.ones((), dtype=torch.float64)

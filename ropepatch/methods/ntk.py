@@ -1,4 +1,4 @@
-"""NTK-aware scaling: raise the base, so that fast pairs stay and slow pairs stretch."""
+"""NTK-aware scaling: what tells near tokens apart stays, what reaches far is stretched."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ropepatch.errors import MethodOptionError
 from ropepatch.methods.base import (
+    AlibiGeometry,
     Method,
     RotaryFrequencies,
     RotaryGeometry,
@@ -32,23 +33,41 @@ class Ntk(Method):
     """Base b·α^(d/(d−2)): the first pair unchanged, the last turning α times slower (bloc97, 2023).
 
     Without training the usable length stays below α·L: choose α of 1.5 to 2 times the factor.
+    ALiBi's slopes go the same way: the steepest unchanged, the gentlest divided by α, those between
+    by their place on a logarithmic scale.
     """
 
-    alpha: float | None = None  #: slow-down of the last pair; `factor` when not given
+    alpha: float | None = (
+        None  #: slow-down of the last pair or gentlest slope; `factor` if not given
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.alpha is not None:
             require_number("alpha", self.alpha, at_least=1)
 
+    @property
+    def slow_down(self) -> float:
+        """α, given or by default."""
+        return float(self.factor if self.alpha is None else self.alpha)
+
     def scaled_base(self, geometry: RotaryGeometry) -> float:
         """The new base. Raises MethodOptionError for a single pair."""
         _require_two_pairs(self, geometry)
-        alpha = self.factor if self.alpha is None else self.alpha
-        return float(ntk_base(geometry.base, float(alpha), geometry.dim))
+        return float(ntk_base(geometry.base, self.slow_down, geometry.dim))
 
     def rotary(self, geometry: RotaryGeometry, length: Tensor | None = None) -> RotaryFrequencies:
         return RotaryFrequencies(inverse_frequencies(geometry.dim, self.scaled_base(geometry)))
+
+    def alibi(self, geometry: AlibiGeometry, length: Tensor | None = None) -> Tensor:
+        if geometry.num_heads == 1:
+            raise MethodOptionError(
+                f"num_heads is 1; allowed: at least 2 for {self.name!r}; use 'linear' instead"
+            )
+        gentleness = -geometry.slopes.log()
+        # 0 for the steepest, 1 for the gentlest: (h − 1)/(H − 1) when H is a power of two.
+        share = (gentleness - gentleness.min()) / (gentleness.max() - gentleness.min())
+        return geometry.slopes / self.slow_down**share
 
     def native(self, geometry: RotaryGeometry) -> dict[str, Any]:
         return {"rope_type": "default", "rope_theta": self.scaled_base(geometry)}

@@ -5,9 +5,17 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from ropepatch.errors import MethodError, MethodOptionError, UnknownMethodError
-from ropepatch.methods.base import MECHANISMS, Method, RotaryFrequencies, RotaryGeometry
+from ropepatch.methods.base import (
+    MECHANISMS,
+    AlibiGeometry,
+    Method,
+    RotaryFrequencies,
+    RotaryGeometry,
+    require_count,
+)
 from ropepatch.spelling import did_you_mean
 
 MethodClass = TypeVar("MethodClass", bound=type[Method])
@@ -97,6 +105,23 @@ def methods_for(mechanism: str | None = None) -> list[str]:
     )
 
 
+def _chosen(method: str | Method, options: dict[str, Any]) -> Method:
+    """The method, by its name and options or as it is given."""
+    if not isinstance(method, Method):
+        return make_method(method, **options)
+    if options:
+        raise MethodOptionError(f"{method.name!r} is given as an instance; set its options there")
+    return method
+
+
+def _length(seq_len: int | None) -> Tensor | None:
+    """The length of one sequence as methods take it. ()"""
+    if seq_len is None:
+        return None
+    require_count("seq_len", seq_len, "tokens")
+    return torch.tensor(seq_len)
+
+
 def rotary_frequencies(
     method: str | Method,
     *,
@@ -110,14 +135,36 @@ def rotary_frequencies(
 
     `seq_len` is the length of the sequence in tokens, which only length-dependent methods read.
     """
-    if isinstance(method, Method) and options:
-        raise MethodOptionError(f"{method.name!r} is given as an instance; set its options there")
-    chosen = method if isinstance(method, Method) else make_method(method, **options)
+    chosen = _chosen(method, options)
     geometry = RotaryGeometry(
         dim=dim, base=base, original_max_position_embeddings=original_max_position_embeddings
     )
-    if seq_len is not None and (type(seq_len) is not int or seq_len < 1):
-        raise MethodOptionError(f"seq_len is {seq_len!r}; allowed: a whole number of tokens, >= 1")
-    length = None if seq_len is None else torch.tensor(seq_len)
-    frequencies = chosen.rotary(geometry, length)
+    frequencies = chosen.rotary(geometry, _length(seq_len))
     return RotaryFrequencies(frequencies.inv_freq, float(frequencies.attention_factor))
+
+
+def alibi_slopes(
+    num_heads: int,
+    method: str | Method | None = None,
+    *,
+    original_max_position_embeddings: int | None = None,
+    seq_len: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """ALiBi's slopes without a model, unscaled or by a method, float64. (num_heads,)
+
+    `seq_len`, in tokens, and the trained length are read by length-dependent methods only.
+    """
+    if method is None and options:
+        raise MethodOptionError(f"{', '.join(options)} given without a method; name the method too")
+    chosen = make_method("linear") if method is None else _chosen(method, options)
+    trained = original_max_position_embeddings
+    if trained is None:
+        if chosen.length_dependent and "alibi" in chosen.mechanisms():
+            raise MethodOptionError(
+                f"{chosen.name!r} depends on the length; give original_max_position_embeddings, "
+                "the tokens that the checkpoint was trained to"
+            )
+        trained = 1  # which no other method reads
+    geometry = AlibiGeometry(num_heads=num_heads, original_max_position_embeddings=trained)
+    return chosen.alibi(geometry, _length(seq_len))
