@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from seq2seq_models import seq2seq_model
 from tiny_models import tiny_model
 
 from ropepatch import patch_model, patched
@@ -184,3 +185,19 @@ def test_tokenizer_of_another_model_is_refused(tokenizer):
 def test_settings_that_measure_nothing_are_refused(tokenizer, changes, message):
     with pytest.raises(ConfigError, match=message):
         run(fresh_model(), tokenizer, **changes)
+
+
+def test_an_encoder_decoder_model_is_measured_on_the_same_targets_without_retrieval(tokenizer):
+    from ropepatch.evals.windows import held_out_windows
+
+    model = seq2seq_model(vocab_size=420)
+    evaluation = run(model, tokenizer)
+    windows = held_out_windows(DOCUMENTS, tokenizer, longest=128, count=6, targets=16)
+    for length in (32, 64, 128):
+        ids = windows.suffix(length)
+        with torch.no_grad():
+            theirs = model(input_ids=ids[:, :-16], labels=ids[:, -16:].contiguous()).loss.item()
+        assert evaluation.target_loss(length).value == pytest.approx(theirs, abs=1e-5)
+    assert evaluation.retrieval == {}
+    assert evaluation.configuration["no_retrieval"] == "asked of causal models only"
+    assert evaluation.configuration["position_bins"] == "one run per 16 tokens"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from seq2seq_models import seq2seq_model
 from tiny_models import tiny_model
 
 from ropepatch import patched
@@ -14,6 +15,7 @@ from ropepatch.evals.losses import (
     one_pass_is_exact,
     plain_head,
     position_losses,
+    run_ends,
     token_losses,
 )
 from ropepatch.evals.windows import held_out_windows
@@ -43,6 +45,11 @@ def windows(tokenizer):
 @pytest.fixture(scope="module")
 def model():
     return tiny_model("llama", vocab_size=400)
+
+
+@pytest.fixture(scope="module")
+def seq2seq():
+    return seq2seq_model(vocab_size=400)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gemma2", "cohere", "granite"])
@@ -79,11 +86,10 @@ def test_chunks_batches_and_kept_tokens_do_not_change_a_loss(model, monkeypatch)
 
 @pytest.mark.parametrize("method", ["linear", "yarn"])
 def test_one_pass_equals_a_run_per_bin_for_a_static_method(model, windows, method):
-    edges = bin_edges(LENGTHS)
     with patched(model, method, factor=4):
         assert one_pass_is_exact(model, windows, 128, head=plain_head(model))
-        once = position_losses(model, windows, edges, one_pass=True, head=None)
-        per_bin = position_losses(model, windows, edges, one_pass=False, head=None)
+        once = position_losses(model, windows, (1, 128), head=None)
+        per_bin = position_losses(model, windows, bin_edges(LENGTHS), head=None)
     torch.testing.assert_close(once, per_bin, rtol=1e-5, atol=1e-5)
 
 
@@ -99,9 +105,38 @@ def test_length_dependent_method_is_told_from_a_static_one(windows):
 
 def test_bins_without_one_pass_are_read_where_the_run_ends(model, windows):
     with patched(model, "dynamic_ntk", factor=4):
-        losses = position_losses(model, windows, (1, 32, 64), one_pass=False, head=None)
+        losses = position_losses(model, windows, (1, 32, 64), head=None)
         alone = batched_losses(model, windows.prefix(32), head=None)
     torch.testing.assert_close(losses[:, :31], alone)
+
+
+def test_losses_of_an_encoder_decoder_model_are_those_of_its_own_decoding(seq2seq):
+    ids = torch.randint(3, 400, (2, 40), generator=torch.Generator().manual_seed(1))
+    ours = batched_losses(seq2seq, ids, keep=5, head=plain_head(seq2seq))
+    with torch.no_grad():
+        for place in range(35, 40):
+            # One token at a time, by hand: the start token, then what was decoded before.
+            start = torch.full((2, 1), seq2seq.config.decoder_start_token_id)
+            decoded = torch.cat([start, ids[:, 35:place]], dim=1)
+            answer = seq2seq(input_ids=ids[:, :35], decoder_input_ids=decoded).logits[:, -1]
+            theirs = -answer.double().log_softmax(-1)[torch.arange(2), ids[:, place]]
+            torch.testing.assert_close(ours[:, place - 35].double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_decoder_beside_an_encoder_never_scores_more_than_the_targets(seq2seq, windows):
+    assert not one_pass_is_exact(seq2seq, windows, 128, head=None)
+    ends = run_ends(seq2seq, (1, 16, 32, 70), 32, one_pass=False)
+    assert ends == (1, 6, 38, 70)
+    losses = position_losses(seq2seq, windows, ends, head=None)
+    assert losses.shape == (6, 69)
+    last = batched_losses(seq2seq, windows.prefix(70), keep=32, head=None)
+    assert torch.equal(losses[:, -32:], last)
+
+
+def test_runs_of_a_causal_model_end_where_the_bins_end(model):
+    edges = bin_edges(LENGTHS)
+    assert run_ends(model, edges, 16, one_pass=False) == edges
+    assert run_ends(model, edges, 16, one_pass=True) == (1, 128)
 
 
 def test_bins_reach_down_to_sixteen_tokens():

@@ -1,7 +1,8 @@
 """Loss of single tokens, in nats: from one forward pass, with the head in chunks.
 
 Tokens are named by their index in the window: token t is predicted from t tokens of context, and
-column t − 1 of a loss array holds it.
+column t − 1 of a loss array holds it. Encoder–decoder models read the tokens before the scored ones in
+the encoder, and predict the scored ones in the decoder: the context of a token is the same.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,10 @@ def plain_head(model: PreTrainedModel) -> nn.Module | None:
 
     Found by trying: some models cap or scale logits after it, and then whole logits are needed.
     """
+    if (
+        model.config.is_encoder_decoder
+    ):  # its scored tokens are few, and the decoder runs on no others
+        return None
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     if decoder is None or decoder is model or head is None:
         return None
@@ -54,8 +59,8 @@ def token_losses(
     keep = input_ids.shape[1] - 1 if keep is None else keep
     labels = input_ids[:, -keep:].reshape(-1)
     if head is None:
-        logits = model(input_ids=input_ids, use_cache=False).logits[:, -keep - 1 : -1]
-        parts: Iterator[Tensor] = iter(logits.flatten(0, 1).split(TOKENS_PER_CHUNK))
+        logits = _target_logits(model, input_ids, keep).flatten(0, 1)
+        parts: Iterator[Tensor] = iter(logits.split(TOKENS_PER_CHUNK))
     else:
         decoder = model.get_decoder()
         states = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
@@ -66,6 +71,17 @@ def token_losses(
         for logits, chunk in zip(parts, labels.split(TOKENS_PER_CHUNK), strict=True)
     ]
     return torch.cat(losses).view(len(input_ids), keep).cpu()
+
+
+def _target_logits(model: PreTrainedModel, input_ids: Tensor, keep: int) -> Tensor:
+    """Logits that predict the last `keep` tokens, (batch, keep, vocabulary)."""
+    if model.config.is_encoder_decoder:
+        prefix, targets = input_ids[:, :-keep], input_ids[:, -keep:].contiguous()
+        # The model shifts the labels itself, to make of them what the decoder reads.
+        logits: Tensor = model(input_ids=prefix, labels=targets, use_cache=False).logits
+        return logits
+    logits = model(input_ids=input_ids, use_cache=False).logits
+    return logits[:, -keep - 1 : -1]
 
 
 def batched_losses(
@@ -93,13 +109,31 @@ def bin_edges(lengths: Sequence[int]) -> tuple[int, ...]:
     return (1, *below, *sorted(lengths))
 
 
+def run_ends(
+    model: PreTrainedModel, edges: Sequence[int], targets: int, *, one_pass: bool
+) -> tuple[int, ...]:
+    """Where the runs end that score every token once; the first number is where scoring starts.
+
+    A decoder beside an encoder is trained to predict a few tokens, so it is never asked for more than
+    `targets` at a time.
+    """
+    if one_pass:
+        return (edges[0], edges[-1])
+    if not model.config.is_encoder_decoder:
+        return tuple(edges)
+    return (edges[0], *reversed(range(edges[-1], edges[0], -targets)))
+
+
 def one_pass_is_exact(
     model: PreTrainedModel, windows: Windows, longest: int, *, head: nn.Module | None
 ) -> bool:
     """Whether tokens of a prefix have the same loss when more tokens follow it.
 
-    It fails for methods that change their frequencies with the sequence's length.
+    It fails for methods that change their frequencies with the sequence's length, and where an encoder
+    reads all tokens before the scored ones.
     """
+    if model.config.is_encoder_decoder:
+        return False
     window = windows.prefix(longest)[:1]
     with torch.no_grad():
         whole = token_losses(model, window, head=head)[:, : longest // 2 - 1]
@@ -110,20 +144,14 @@ def one_pass_is_exact(
 def position_losses(
     model: PreTrainedModel,
     windows: Windows,
-    edges: Sequence[int],
+    ends: Sequence[int],
     *,
-    one_pass: bool,
     head: nn.Module | None,
     tick: Tick = no_tick,
 ) -> Tensor:
-    """Loss of every token of every window, (windows, longest − 1).
-
-    Without `one_pass`, each bin is read from a run that ends where the bin ends.
-    """
-    if one_pass:
-        return batched_losses(model, windows.prefix(edges[-1]), head=head, tick=tick)
+    """Loss of every token of every window, (windows, longest − 1), from runs that end at `ends`."""
     parts = [
         batched_losses(model, windows.prefix(end), keep=end - start, head=head, tick=tick)
-        for start, end in pairwise(edges)
+        for start, end in pairwise(ends)
     ]
     return torch.cat(parts, dim=1)

@@ -18,6 +18,7 @@ from ropepatch.evals.losses import (
     one_pass_is_exact,
     plain_head,
     position_losses,
+    run_ends,
 )
 from ropepatch.evals.retrieval import RetrievalScores, retrieval_prompts, score_prompts
 from ropepatch.evals.windows import Windows, held_out_windows
@@ -83,12 +84,13 @@ def _measure(
     head = plain_head(model)
     patch, length_dependent = active_patch(model)
     # Before anything takes long: prompts that do not fit are found now.
-    prompts, no_retrieval = _prompts(tokenizer, windows, protocol)
+    prompts, no_retrieval = _prompts(model, tokenizer, windows, protocol)
     longest, edges = protocol.lengths[-1], bin_edges(protocol.lengths)
     one_pass = not length_dependent and one_pass_is_exact(model, windows, longest, head=head)
-    tick = _ticker(protocol, edges, one_pass, bool(prompts), progress)
+    ends = run_ends(model, edges, protocol.targets, one_pass=one_pass)
+    tick = _ticker(protocol, ends[1:], bool(prompts), progress)
 
-    by_position = position_losses(model, windows, edges, one_pass=one_pass, head=head, tick=tick)
+    by_position = position_losses(model, windows, ends, head=head, tick=tick)
     # The longest window is the one that the position bins have read already.
     by_length: dict[int, Tensor] = {longest: by_position[:, -protocol.targets :]}
     for length in protocol.lengths[:-1]:
@@ -103,7 +105,7 @@ def _measure(
         **protocol_settings(protocol, windows),
         **model_settings(model),
         "patch": patch,
-        "position_bins": "one pass" if one_pass else "one run per bin",
+        "position_bins": _runs_in_words(ends, edges, protocol.targets),
         "no_retrieval": no_retrieval,
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -122,12 +124,23 @@ def _measure(
     )
 
 
+def _runs_in_words(ends: Sequence[int], edges: Sequence[int], targets: int) -> str:
+    if len(ends) == 2:
+        return "one pass"
+    return "one run per bin" if ends == edges else f"one run per {targets} tokens"
+
+
 def _prompts(
-    tokenizer: PreTrainedTokenizerBase, windows: Windows, protocol: Protocol
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    windows: Windows,
+    protocol: Protocol,
 ) -> tuple[dict[int, list[RetrievalPrompt]], str | None]:
     """Prompts by length, or none and the reason why retrieval is not measured."""
     if protocol.prompts == 0:
         return {}, "not asked for"
+    if model.config.is_encoder_decoder:
+        return {}, "asked of causal models only"
     try:
         vocabulary = RetrievalVocabulary.from_tokenizer(tokenizer)
     except DataError as error:
@@ -157,8 +170,7 @@ def _protocol_digest(
 
 def _ticker(
     protocol: Protocol,
-    edges: tuple[int, ...],
-    one_pass: bool,
+    ends: Sequence[int],
     retrieval: bool,
     progress: Callable[[float], None],
 ) -> Tick:
@@ -167,8 +179,7 @@ def _ticker(
     def work(sequences: int, length: int) -> float:
         return sequences * length * (1 + length / _QUADRATIC_FROM)
 
-    runs = [edges[-1]] if one_pass else list(edges[1:])
-    total = sum(work(protocol.windows, length) for length in [*runs, *protocol.lengths[:-1]])
+    total = sum(work(protocol.windows, length) for length in [*ends, *protocol.lengths[:-1]])
     if retrieval:
         total += sum(work(protocol.prompts, length) for length in protocol.lengths)
     done = 0.0
