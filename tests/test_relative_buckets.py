@@ -1,5 +1,7 @@
 """T5's buckets against stock, and which distances keep their trained bucket under a method."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -128,6 +130,17 @@ def test_log_is_stock_with_a_longer_maximum_distance(geometry, factor):
     shape = (geometry.bidirectional, geometry.num_buckets, reach)
     expected = T5Attention._relative_position_bucket(NEAR, *shape)
     assert torch.equal(make_method("log", factor=factor).relative(geometry, NEAR), expected)
+
+
+@given(geometry=geometries(), factor=factors)
+def test_stock_with_the_native_maximum_distance_of_log_makes_the_same_buckets(geometry, factor):
+    method = make_method("log", factor=factor)
+    native = replace(geometry, max_distance=method.native_relative(geometry))
+    assert torch.equal(stock(native, NEAR), method.relative(geometry, NEAR))
+
+
+def test_linear_buckets_have_no_native_maximum_distance():
+    assert make_method("linear", factor=4).native_relative(ENCODER) is None
 
 
 @given(geometry=geometries(), factor=st.integers(1, 64))
