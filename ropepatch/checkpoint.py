@@ -12,9 +12,22 @@ from typing import Any
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from ropepatch.adapters.pretrained import pretrained_model, text_config
+from ropepatch.adapters.bias_plan import REFUSAL
+from ropepatch.adapters.pretrained import (
+    decoder_config,
+    pretrained_model,
+    text_config,
+    trained_length,
+)
 from ropepatch.errors import (
     AlreadyScaledError,
     BaseMismatchError,
@@ -57,7 +70,7 @@ def save_pretrained(
         else:
             root.save_pretrained(written)
         if tokenizer is not None:
-            save_tokenizer(tokenizer, written, text_config(root).max_position_embeddings)
+            save_tokenizer(tokenizer, written, trained_length(root))
     return Path(directory)
 
 
@@ -87,10 +100,10 @@ def save_adapter(model: Any, directory: Path) -> None:
     write_sidecar(model, directory)
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path, length: int) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path, length: int | None) -> None:
     """Save a tokenizer that says how long its model's input may be, and leave the object as it is."""
     before = tokenizer.model_max_length
-    tokenizer.model_max_length = length
+    tokenizer.model_max_length = before if length is None else length
     try:
         tokenizer.save_pretrained(directory)
     finally:
@@ -157,9 +170,8 @@ def load_pretrained(
 
 def load_model(directory: Path, kwargs: dict[str, Any]) -> PreTrainedModel:
     """A full checkpoint, loaded unpatched and patched again."""
-    read_json(directory / "config.json")
-    config = AutoConfig.from_pretrained(directory)
-    text = config.get_text_config(decoder=True)
+    config = read_config(directory)
+    text = decoder_config(config)
     content = getattr(text, CONFIG_KEY, None)
     where = str(directory / "config.json")
     if content is None:
@@ -183,6 +195,16 @@ def load_model(directory: Path, kwargs: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
+def read_config(directory: Path) -> PreTrainedConfig:
+    """The config of a checkpoint, also where it is written so that plain transformers refuses it."""
+    fields = read_json(directory / "config.json")
+    refused = fields.pop(REFUSAL, None) is not None
+    config: PreTrainedConfig = (
+        AutoConfig.for_model(**fields) if refused else AutoConfig.from_pretrained(directory)
+    )
+    return config
+
+
 def apply(manifest: Manifest, model: PreTrainedModel) -> PreTrainedModel:
     """Patch a model as a manifest says. Its own scaling is replaced only if the manifest knew of it."""
     return patch_model(
@@ -190,7 +212,9 @@ def apply(manifest: Manifest, model: PreTrainedModel) -> PreTrainedModel:
         manifest.make(),
         original_max_position_embeddings=manifest.original_max_position_embeddings,
         layer_types=manifest.layer_types,
-        replace=text_config(model).rope_parameters == manifest.unpatched["rope_parameters"],
+        part=manifest.part or "both",
+        replace="rope_parameters" in manifest.unpatched
+        and text_config(model).rope_parameters == manifest.unpatched["rope_parameters"],
     )
 
 
@@ -224,10 +248,12 @@ def load_base(directory: Path, kwargs: dict[str, Any]) -> nn.Module:
             f"{directory / ADAPTER_CONFIG} does not name its base model; pass base_model="
         )
     try:
-        config = AutoConfig.from_pretrained(name)
-        if hasattr(config.get_text_config(decoder=True), CONFIG_KEY):
+        local = (Path(name) / "config.json").is_file()
+        config = read_config(Path(name)) if local else AutoConfig.from_pretrained(name)
+        if hasattr(decoder_config(config), CONFIG_KEY):
             return load_model(Path(name), kwargs)
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model: nn.Module = auto.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
         if isinstance(error, RopepatchError):
             raise

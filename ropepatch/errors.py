@@ -12,6 +12,7 @@ RopepatchError
 │   ├── NotPatchedError (RuntimeError)              no patch is live
 │   ├── NothingPatchedError (RuntimeError)          the model has nothing that the patch would change
 │   ├── LengthError (ValueError)                    lengths or factors that contradict each other
+│   ├── MaskError (ValueError)                      an attention mask that cannot be one
 │   └── PatchVerificationError (RuntimeError)       what is live is not what was patched
 ├── CheckpointError (OSError)                       a directory that cannot be read or written
 │   ├── SidecarError (ValueError)                   `ropepatch.json` is missing, damaged or was edited
@@ -67,6 +68,10 @@ class NothingPatchedError(PatchError, RuntimeError):
 
 class LengthError(PatchError, ValueError):
     """Lengths or factors contradict each other."""
+
+
+class MaskError(PatchError, ValueError):
+    """An attention mask has a type or shape that a patched model cannot take."""
 
 
 class PatchVerificationError(PatchError, RuntimeError):

@@ -22,8 +22,14 @@ class Manifest:
     original_max_position_embeddings: int = 0  #: tokens that the checkpoint was trained to
     max_position_embeddings: int = 0  #: tokens that the patched model is for
     layer_types: list[str] | None = None  #: the layer types scaled; None: the model has one
+    part: str | None = None  #: what was scaled of an encoder–decoder model
     #: the config attributes before the patch
     unpatched: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def factor(self) -> float:
+        """Target length over trained length."""
+        return float(self.options["factor"])
 
     @classmethod
     def of(cls, method: Method, **rest: Any) -> Self:

@@ -1,16 +1,21 @@
 """patch_model and its relatives: put a scaled layer into a loaded model, and take it out again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
+from transformers import PreTrainedModel
 
-from ropepatch.adapters.plan import Plan, plan_rotary
+from ropepatch.adapters.bias_plan import plan_bias
+from ropepatch.adapters.bias_stacks import find_bias_stacks
+from ropepatch.adapters.plan import Plan
 from ropepatch.adapters.pretrained import pretrained_model
 from ropepatch.adapters.rotary import find_rotary_modules
+from ropepatch.adapters.rotary_plan import plan_rotary
 from ropepatch.errors import AlreadyPatchedError, LengthError, MethodOptionError, NotPatchedError
+from ropepatch.manifest import Manifest
 from ropepatch.methods import Method, make_method, methods_for
 from ropepatch.methods.base import require_number
 from ropepatch.surgery import PatchRecord, find_record
@@ -20,22 +25,13 @@ _DEFAULT_FACTOR = 4.0
 Model = TypeVar("Model", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class PatchInfo:
+@dataclass(frozen=True, kw_only=True)
+class PatchInfo(Manifest):
     """What is patched into a model."""
 
-    method: str  #: registry name
-    options: dict[str, Any]  #: every option of the method, `factor` included
-    mechanism: str  #: what was scaled: "rotary"
-    original_max_position_embeddings: int  #: tokens that the checkpoint was trained to
-    max_position_embeddings: int  #: tokens that the patched model is for
-    layer_types: tuple[str, ...] | None  #: the layer types scaled; None: the model has one
+    method: str
     sites: tuple[str, ...] = ()  #: paths of the modules that were replaced
-
-    @property
-    def factor(self) -> float:
-        """Target length over trained length."""
-        return float(self.options["factor"])
+    notes: tuple[str, ...] = ()  #: where the patched model is right and stock is not
 
 
 def patch_model(
@@ -47,6 +43,8 @@ def patch_model(
     original_max_position_embeddings: int | None = None,
     replace: bool = False,
     layer_types: Sequence[str] | None = None,
+    part: str = "both",
+    attention: str = "auto",
     **options: Any,
 ) -> Model:
     """Scale the positions of `model` in place and return it. All or nothing.
@@ -55,10 +53,13 @@ def patch_model(
     it nor `target_length`, in tokens, is given). `original_max_position_embeddings` overrides what
     the config says of that trained length. `replace=True` puts the patch in the place of another
     one or of the config's own scaling. `layer_types` names the layer types to scale where a model
-    has several, by default the full-attention ones. Other keywords are options of the method.
+    has several, by default the full-attention ones; `part` ("encoder", "decoder") what of an
+    encoder–decoder model. Models with score biases (BLOOM, MPT, Falcon with ALiBi, T5) also get
+    attention in memory linear in the length; `attention` chooses how it is computed: "folded",
+    "toeplitz", "flex", or "eager" for the whole matrix. Other keywords are options of the method.
 
-    Raises MethodOptionError, UnknownMethodError, LengthError, UnsupportedModelError,
-    AlreadyScaledError or AlreadyPatchedError; the model is then as it was.
+    Raises MethodOptionError, UnknownMethodError, UnsupportedMechanismError, LengthError,
+    UnsupportedModelError, AlreadyScaledError or AlreadyPatchedError; the model is then as it was.
     """
     root = pretrained_model(model)
     previous = find_record(model)
@@ -71,14 +72,17 @@ def patch_model(
     if previous is not None:
         previous[1].revert(previous[0])
     try:
-        plan = plan_rotary(
+        plan = _plan(
             root,
             lambda length: _resolve_method(method, factor, target_length, length, options),
-            original_max_position_embeddings=original_max_position_embeddings,
-            replace=replace,
-            layer_types=layer_types,
+            original_max_position_embeddings,
+            replace,
+            layer_types,
+            part,
+            attention,
         )
-        PatchRecord(plan.changes, about=_info_of(plan)).apply(root)
+        fields = {**vars(plan.manifest), "sites": plan.sites, "notes": plan.notes}
+        PatchRecord(plan.changes, about=PatchInfo(**fields)).apply(root)
     except BaseException:
         if previous is not None:
             previous[1].apply(previous[0])
@@ -86,17 +90,59 @@ def patch_model(
     return model
 
 
-def _info_of(plan: Plan) -> PatchInfo:
-    """What a plan puts into a model."""
-    return PatchInfo(
-        method=plan.method.name,
-        options={"factor": plan.method.factor, **plan.method.options()},
-        mechanism="rotary",
-        original_max_position_embeddings=plan.original_max_position_embeddings,
-        max_position_embeddings=plan.max_position_embeddings,
-        layer_types=plan.layer_types,
-        sites=plan.sites,
+def _plan(
+    model: PreTrainedModel,
+    resolve: Callable[[int], Method],
+    original_length: int | None,
+    replace: bool,
+    layer_types: Sequence[str] | None,
+    part: str,
+    attention: str,
+) -> Plan:
+    """The plan for whichever mechanism the model has. Raises for options that are not for it."""
+    mechanism = mechanism_of(model)
+
+    def method_for(length: int) -> Method:
+        method = resolve(length)
+        if mechanism not in method.mechanisms():
+            raise method.unsupported(mechanism)
+        return method
+
+    foreign = {
+        "layer_types": layer_types is not None and mechanism != "rotary",
+        "part": part != "both" and mechanism != "relative",
+        "attention": attention != "auto" and mechanism == "rotary",
+    }
+    for option, is_given in foreign.items():
+        if is_given:
+            raise MethodOptionError(
+                f"{option} does not apply to {type(model).__name__}, whose positions are "
+                f"{mechanism}; leave it out"
+            )
+    if mechanism != "rotary":
+        return plan_bias(
+            model,
+            method_for,
+            original_max_position_embeddings=original_length,
+            part=part,
+            attention=attention,
+        )
+    return plan_rotary(
+        model,
+        method_for,
+        original_max_position_embeddings=original_length,
+        replace=replace,
+        layer_types=layer_types,
     )
+
+
+def mechanism_of(model: PreTrainedModel) -> str:
+    """How a model encodes positions. Raises UnsupportedModelError for none that is understood."""
+    stacks = find_bias_stacks(model)
+    if stacks:
+        return stacks[0].mechanism
+    find_rotary_modules(model)
+    return "rotary"
 
 
 def _resolve_method(
@@ -174,8 +220,7 @@ def patch_info(model: nn.Module) -> PatchInfo | None:
 
 
 def list_methods(model_or_mechanism: nn.Module | str | None = None) -> list[str]:
-    """Names of all methods, or of those that serve a mechanism ("rotary") or a model."""
+    """Names of all methods, or of those that serve a mechanism ("rotary", "alibi", "relative") or a model."""
     if isinstance(model_or_mechanism, nn.Module):
-        find_rotary_modules(pretrained_model(model_or_mechanism))
-        return methods_for("rotary")
+        return methods_for(mechanism_of(pretrained_model(model_or_mechanism)))
     return methods_for(model_or_mechanism)

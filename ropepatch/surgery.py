@@ -60,17 +60,34 @@ class AttributeChange:
         self.before = _own_attribute(self.target, self.attribute)
         # A dict is copied, so that an edit of it in place can be told from what was put there.
         after = copy.deepcopy(self.after) if isinstance(self.after, dict) else self.after
-        setattr(self.target, self.attribute, after)
+        self._set(after)
 
     def revert(self) -> None:
         if self.before is not ABSENT:
-            setattr(self.target, self.attribute, self.before)
+            self._set(self.before)
         elif _own_attribute(self.target, self.attribute) is not ABSENT:
-            delattr(self.target, self.attribute)
+            self._delete()
 
     def is_live(self) -> bool:
         live = _own_attribute(self.target, self.attribute)
         return live is self.after or (not isinstance(live, nn.Module) and bool(live == self.after))
+
+    def _set(self, value: object) -> None:
+        setattr(self.target, self.attribute, value)
+
+    def _delete(self) -> None:
+        delattr(self.target, self.attribute)
+
+
+@dataclass
+class EntryChange(AttributeChange):
+    """The same behind a property's back: a value that is saved with a config but never read from it."""
+
+    def _set(self, value: object) -> None:
+        vars(self.target)[self.attribute] = value
+
+    def _delete(self) -> None:
+        del vars(self.target)[self.attribute]
 
 
 @dataclass
@@ -78,7 +95,7 @@ class HookChange:
     """A hook is called before every forward of a module, and after it with one argument more."""
 
     target: nn.Module
-    hook: Callable[..., None]
+    hook: Callable[..., Any]  #: may change the arguments on the way in; returns None on the way out
 
     def apply(self) -> None:
         self.target.register_forward_pre_hook(self.hook, with_kwargs=True)

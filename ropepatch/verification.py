@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from ropepatch.adapters.bias_stacks import find_bias_stacks
+from ropepatch.adapters.biased import BiasedForward, forward_attribute
 from ropepatch.adapters.pretrained import pretrained_model, text_config, text_configs
 from ropepatch.adapters.rotary import (
     find_rotary_modules,
@@ -19,12 +21,14 @@ from ropepatch.adapters.rotary import (
 )
 from ropepatch.attention.lengths import request_lengths
 from ropepatch.attention.rotary import RotarySite, ScaledRotary, is_scaled
+from ropepatch.attention.score_bias import ScoreBias
 from ropepatch.errors import PatchVerificationError
 from ropepatch.manifest import CONFIG_KEY, Manifest
 from ropepatch.methods import RotaryFrequencies
 from ropepatch.surgery import AttributeChange, PatchRecord, find_record
 
 PROBE_TOKENS = 16
+BIAS_PROBE_TOKENS = 64  # more than the distances that T5's buckets keep
 AGAIN = "unpatch_model, then patch_model again"
 
 
@@ -36,7 +40,7 @@ class Verification:
     live: Literal[
         "patched", "native"
     ]  #: ropepatch's module runs, or transformers' own from the config
-    sites: int  #: sets of frequencies compared
+    sites: int  #: sets of frequencies compared, or attention modules with a score bias
     frequency_error: float  #: largest relative difference to the recomputed frequencies
     logit_change: (
         float | None
@@ -55,13 +59,18 @@ def verify(model: nn.Module) -> Verification:
         return verify_native(pretrained_model(model))
     record, sites, error = require_intact(model)
     length = record.about.max_position_embeddings
-    change = logit_change(pretrained_model(model), length)
-    if not change > 0.0 and any(scales_at(site, length) for site in sites):
+    biases = score_biases(model)
+    change = logit_change(pretrained_model(model), length, biases)
+    scales = any(scales_at(site, length) for site in sites) or any(
+        bias.is_scaled() for bias in biases
+    )
+    if not change > 0.0 and scales:
         raise PatchVerificationError(
             f"{record.about.method!r} is in place, but the logits do not depend on it: something has"
             f" replaced what uses it; {AGAIN}"
         )
-    return Verification(record.about.method, "patched", len(sites), error, change)
+    count = len(sites) if sites else len(record.about.sites)
+    return Verification(record.about.method, "patched", count, error, change)
 
 
 def require_intact(model: nn.Module) -> tuple[PatchRecord, list[RotarySite], float]:
@@ -78,7 +87,19 @@ def require_intact(model: nn.Module) -> tuple[PatchRecord, list[RotarySite], flo
     for module in scaled_modules(root):
         require_stock_frequencies(module)
         sites += [site for site in module.sites.values() if site.method is not None]
-    return record, sites, max(site_error(site) for site in sites)
+    # A score bias is made from its method at every call: that its module is live says all.
+    return record, sites, max((site_error(site) for site in sites), default=0.0)
+
+
+def score_biases(model: nn.Module) -> list[ScoreBias]:
+    """The scaled score biases that a patch has put in, each once."""
+    forwards = [vars(module).get(forward_attribute(module)) for module in model.modules()]
+    found = {
+        id(forward.bias): forward.bias
+        for forward in forwards
+        if isinstance(forward, BiasedForward) and forward.bias is not None
+    }
+    return [bias for bias in found.values() if bias.method is not None]
 
 
 def scaled_modules(model: nn.Module) -> list[ScaledRotary]:
@@ -164,6 +185,8 @@ def verify_native(model: PreTrainedModel) -> Verification:
         )
     manifest = Manifest.from_json(content, "the config")
     method = manifest.make()
+    if manifest.mechanism != "rotary":
+        return verify_native_buckets(model, manifest)
     errors = []
     for module in find_rotary_modules(model):
         for name in module.layer_types:
@@ -176,6 +199,19 @@ def verify_native(model: PreTrainedModel) -> Verification:
             held = frequency_buffer(module.module, name)
             errors.append(native_error(module.module, name, held, expected, manifest))
     return Verification(method.name, "native", len(errors), max(errors), None)
+
+
+def verify_native_buckets(model: PreTrainedModel, manifest: Manifest) -> Verification:
+    """Check that transformers' own T5 attention reaches as far as the patch does."""
+    wanted = getattr(text_config(model), "relative_attention_max_distance", None)
+    attentions = [each.module for stack in find_bias_stacks(model) for each in stack.attentions]
+    live = {getattr(module, "relative_attention_max_distance", None) for module in attentions}
+    if live != {wanted}:
+        raise PatchVerificationError(
+            f"the config says {manifest.summary()}, but the live modules reach {sorted(map(str, live))} "
+            f"tokens, not {wanted}; load with ropepatch.load_pretrained"
+        )
+    return Verification(str(manifest.method), "native", len(attentions), 0.0, None)
 
 
 def native_error(
@@ -199,28 +235,38 @@ def native_error(
 
 
 @torch.no_grad()
-def logit_change(model: PreTrainedModel, length: int) -> float:
+def logit_change(model: PreTrainedModel, length: int, biases: list[ScoreBias]) -> float:
     """Largest change of a logit between scaled and unscaled positions, spread over `length` tokens."""
     modules = scaled_modules(model)
-    device = modules[0].device
-    count = min(PROBE_TOKENS, length)
-    ids = (torch.arange(count, device=device) % text_config(model).vocab_size)[None]
-    inputs = {
-        "input_ids": ids,
-        "position_ids": torch.linspace(0, length - 1, count, device=device).long()[None],
-        # Without a mask transformers takes jumps of the positions for document borders.
-        "attention_mask": torch.ones_like(ids),
-        "use_cache": False,
-    }
+    device = modules[0].device if modules else model.device
+    inputs = probe_inputs(model, length, spread=bool(modules), device=device)
     with evaluation_mode(model), ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(request_lengths(module, torch.tensor([length], device=device)))
+        for site in (*modules, *biases):
+            stack.enter_context(request_lengths(site, torch.tensor([length], device=device)))
         scaled = model(**inputs)[0]
         for module in modules:
             handle = module.register_forward_hook(unscaled_output, with_kwargs=True)
             stack.callback(handle.remove)
+        for bias in biases:
+            stack.callback(setattr, bias, "method", bias.method)
+            bias.method = None
         unscaled = model(**inputs)[0]
     return float((scaled - unscaled).abs().max())
+
+
+def probe_inputs(
+    model: PreTrainedModel, length: int, *, spread: bool, device: torch.device
+) -> dict[str, Any]:
+    """Arguments of a forward call over a few tokens; score biases need no far positions to show."""
+    count = min(PROBE_TOKENS if spread else BIAS_PROBE_TOKENS, length)
+    ids = (torch.arange(count, device=device) % text_config(model).vocab_size)[None]
+    # Without a mask transformers takes jumps of the positions for document borders.
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    if spread:
+        inputs["position_ids"] = torch.linspace(0, length - 1, count, device=device).long()[None]
+    return inputs
 
 
 def unscaled_output(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from ropepatch.attention.lengths import request_lengths
@@ -19,9 +19,9 @@ from ropepatch.attention.lengths import request_lengths
 class FixedScaleGenerate:
     """Stands in for `model.generate`, on this one model."""
 
-    def __init__(self, model: PreTrainedModel, rotary_modules: Sequence[nn.Module]) -> None:
+    def __init__(self, model: PreTrainedModel, sites: Sequence[object]) -> None:
         self.model = model
-        self.rotary_modules = rotary_modules
+        self.sites = sites  # rotary modules or score biases
 
     def __call__(
         self,
@@ -33,8 +33,8 @@ class FixedScaleGenerate:
         """The stock `generate`, with every row's frequencies fixed from the start."""
         lengths = self.request(inputs, generation_config, kwargs)
         with contextlib.ExitStack() as stack:
-            for rotary in self.rotary_modules:
-                stack.enter_context(request_lengths(rotary, lengths))
+            for site in self.sites:
+                stack.enter_context(request_lengths(site, lengths))
             stock = type(self.model).generate  # type: ignore[attr-defined]
             return stock(self.model, inputs, generation_config, *args, **kwargs)
 

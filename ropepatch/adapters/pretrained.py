@@ -15,6 +15,10 @@ if _MAJOR < 5:
 
 from transformers import PreTrainedConfig, PreTrainedModel  # noqa: E402
 
+# Where configs say how many tokens a checkpoint was trained to; the first that a config has counts.
+# BLOOM's and T5's say it in fields that their classes do not declare.
+LENGTH_ATTRIBUTES = ("max_position_embeddings", "max_seq_len", "seq_length", "n_positions")
+
 
 def pretrained_model(model: nn.Module) -> PreTrainedModel:
     """The outermost transformers model inside PEFT, DDP or torch.compile wrappers.
@@ -32,7 +36,26 @@ def pretrained_model(model: nn.Module) -> PreTrainedModel:
 
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:
     """The config of the text decoder: the model's own, or the nested one of a multimodal model."""
-    return model.config.get_text_config(decoder=True)
+    return decoder_config(model.config)
+
+
+def decoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a config that describes the text decoder, itself and not a copy."""
+    # For T5 and its like, transformers answers with a copy, whose changes nobody would see.
+    return config if config.is_encoder_decoder else config.get_text_config(decoder=True)
+
+
+def length_attribute(config: PreTrainedConfig) -> str | None:
+    """Where a config says how many tokens its model is for, if it does."""
+    held = (name for name in LENGTH_ATTRIBUTES if type(getattr(config, name, None)) is int)
+    return next(held, None)
+
+
+def trained_length(model: PreTrainedModel) -> int | None:
+    """Tokens that a model is for, by its config, patched or not; None where that does not say."""
+    config = text_config(model)
+    attribute = length_attribute(config)
+    return None if attribute is None else int(getattr(config, attribute))
 
 
 def text_configs(model: PreTrainedModel) -> list[PreTrainedConfig]:

@@ -9,16 +9,16 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig
 
+from ropepatch.adapters.plan import NOTICE
 from ropepatch.adapters.rope_parameters import parameters_of
 from ropepatch.adapters.rotary import frequency_buffer, prefixed
 from ropepatch.attention.rotary import is_scaled
 from ropepatch.errors import UnsupportedModelError
 from ropepatch.methods import Method, RotaryFrequencies, RotaryGeometry
 
-_NOTICE = "load it with ropepatch.load_pretrained"
 # transformers warns of every rope type that it does not know; ours are meant to be unknown to it.
 logging.getLogger("transformers.modeling_rope_utils").addFilter(
-    lambda record: _NOTICE not in record.getMessage()
+    lambda record: NOTICE not in record.getMessage()
 )
 
 _STOPPED = 1e30  # divisor for a pair that does not turn: finite, so that the JSON stays standard
@@ -57,7 +57,7 @@ def _refused_parameters(
     config: PreTrainedConfig, layer_type: str | None, method: Method, geometry: RotaryGeometry
 ) -> dict[str, Any]:
     """Parameters that a config can be saved with, and with which no stock module can be built."""
-    notice = f"{method.name} ({_NOTICE})"
+    notice = f"{method.name} ({NOTICE})"
     by_type = {"rope_type": notice, "rope_theta": geometry.base}
     # Phi-3's config accepts known types only; there the base makes the stock arithmetic fail.
     by_base = {"rope_type": "default", "rope_theta": notice}

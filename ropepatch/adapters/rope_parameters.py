@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ropepatch.adapters.plan import checked_length
 from ropepatch.errors import AlreadyScaledError, LengthError
 
 
@@ -32,12 +33,7 @@ def original_length(config: PreTrainedConfig, given: int | None) -> int:
     Raises LengthError for what cannot be a length, and when the config does not tell.
     """
     if given is not None:
-        if type(given) is not int or given < 1:
-            raise LengthError(
-                f"original_max_position_embeddings is {given!r}; allowed: a whole number of "
-                "tokens, at least 1"
-            )
-        return given
+        return checked_length(given)
     scaled = scaling_types(config)
     # transformers' `dynamic` scales beyond max_position_embeddings, so that stays the original
     # length.

@@ -1,4 +1,4 @@
-"""How many tokens each row of a batch has, told to a rotary module by the call that knows.
+"""How many tokens each row of a batch has, told to what scales positions by the call that knows.
 
 A rotary module sees positions only, and under padding the largest position of a row is not its
 length. So whoever sees the attention mask announces the lengths. They live in context variables:
@@ -14,33 +14,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Lengths = dict[int, Tensor | None]  # id of the rotary module → (batch,)
+Lengths = dict[int, Tensor | None]  # id of the rotary module or score bias → (batch,)
 
 _REQUEST: ContextVar[Lengths | None] = ContextVar("ropepatch_request_lengths", default=None)
 _CALL: ContextVar[Lengths | None] = ContextVar("ropepatch_call_lengths", default=None)
 
 
 @contextmanager
-def request_lengths(rotary: nn.Module, lengths: Tensor) -> Iterator[None]:
-    """Within the body, the rows that reach `rotary` count as `lengths` tokens long. (batch,)"""
-    token = _REQUEST.set({**(_REQUEST.get() or {}), id(rotary): lengths})
+def request_lengths(site: object, lengths: Tensor) -> Iterator[None]:
+    """Within the body, the rows that reach a rotary module or score bias count as `lengths` long. (batch,)"""
+    token = _REQUEST.set({**(_REQUEST.get() or {}), id(site): lengths})
     try:
         yield
     finally:
         _REQUEST.reset(token)
 
 
-def row_lengths(rotary: nn.Module, position_ids: Tensor) -> Tensor:
-    """Tokens in each row: of the whole request, of this call, or by the largest position.
+def announced_lengths(site: object, rows: int) -> Tensor | None:
+    """Tokens in each row of the whole request, or of this call; None where nobody said. (rows,)
 
-    (positions, n) → (batch,). Lengths for fewer rows than there are repeat row by row, as beams do.
+    Lengths for fewer rows than there are repeat row by row, as beams do.
     """
     for announced in (_REQUEST.get(), _CALL.get()):
-        lengths = (announced or {}).get(id(rotary))
+        lengths = (announced or {}).get(id(site))
         if lengths is not None:
-            repeats = max(position_ids.shape[0] // lengths.shape[0], 1)
-            return lengths.to(position_ids.device).repeat_interleave(repeats)
-    return position_ids.amax(-1) + 1
+            return lengths.repeat_interleave(max(rows // lengths.shape[0], 1))
+    return None
+
+
+def row_lengths(rotary: nn.Module, position_ids: Tensor) -> Tensor:
+    """Tokens in each row: as announced, else by the largest position. (positions, n) → (batch,)"""
+    lengths = announced_lengths(rotary, position_ids.shape[0])
+    return position_ids.amax(-1) + 1 if lengths is None else lengths.to(position_ids.device)
+
+
+def named_arguments(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a module's forward, all by name."""
+    return dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
 
 
 class AnnounceCallLengths:
@@ -52,10 +64,8 @@ class AnnounceCallLengths:
     def __call__(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: object
     ) -> None:
-        arguments = kwargs
-        if args:
-            arguments = inspect.signature(decoder.forward).bind_partial(*args, **kwargs).arguments
-        lengths = None if output else _call_lengths(arguments)  # after the call they hold no more
+        # After the call they hold no more.
+        lengths = None if output else _call_lengths(named_arguments(decoder, args, kwargs))
         _CALL.set({**(_CALL.get() or {}), id(self.rotary): lengths})
 
 

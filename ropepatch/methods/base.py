@@ -101,16 +101,18 @@ class AlibiGeometry(Geometry):
 
     num_heads: int
     bias_max: float = 8.0  #: the gentlest slope is 2^−bias_max; `alibi_bias_max` of MPT
+    slope_scale: float = 1.0  #: Falcon divides the bias, too, by the root of head_dim
 
     def __post_init__(self) -> None:
         require_count("num_heads", self.num_heads, "heads")
         require_number("bias_max", self.bias_max, above=0)
+        require_number("slope_scale", self.slope_scale, above=0)
         super().__post_init__()
 
     @property
     def slopes(self) -> Tensor:
         """The unscaled slopes, float64. (num_heads,)"""
-        return alibi_slopes(self.num_heads, self.bias_max)
+        return alibi_slopes(self.num_heads, self.bias_max) * self.slope_scale
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,185 @@
+"""From a model with score biases and a method to the list of changes that a patch makes."""
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from typing import Any, get_args
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ropepatch.adapters.bias_stacks import ALIBI, BiasStack, Part, find_bias_stacks, notes_on
+from ropepatch.adapters.biased import BiasedForward, StockForward, forward_attribute, no_bias
+from ropepatch.adapters.masks import CompactMasks, padding_mask_for_generate
+from ropepatch.adapters.plan import (
+    NOTICE,
+    Plan,
+    checked_length,
+    config_changes,
+    generation_changes,
+    request_changes,
+)
+from ropepatch.adapters.pretrained import (
+    length_attribute,
+    text_config,
+    text_configs,
+    trained_length,
+)
+from ropepatch.attention.biased import KERNELS, Kernel
+from ropepatch.attention.score_bias import BucketBias, ScoreBias
+from ropepatch.errors import LengthError, MethodOptionError, NothingPatchedError
+from ropepatch.manifest import Manifest
+from ropepatch.methods import Method
+from ropepatch.surgery import AttributeChange, Change, EntryChange, HookChange
+
+# A property of every transformers config that cannot be set: a config saved with it does not load.
+REFUSAL = "use_return_dict"
+
+
+def plan_bias(
+    model: PreTrainedModel,
+    method_for: Callable[[int], Method],
+    *,
+    original_max_position_embeddings: int | None = None,
+    part: str = "both",
+    attention: str = "auto",
+) -> Plan:
+    """Plan the scaling of all score biases; `method_for` makes the method for a trained length.
+
+    Raises MethodOptionError, LengthError or NothingPatchedError.
+    """
+    stacks = find_bias_stacks(model)
+    kernel = _checked_kernel(attention, stacks)
+    chosen = _chosen_parts(part, stacks)
+    attribute = length_attribute(text_config(model))
+    length = _original_length(model, original_max_position_embeddings)
+    method = method_for(length)
+    manifest = Manifest.of(
+        method,
+        mechanism=stacks[0].mechanism,
+        original_max_position_embeddings=length,
+        max_position_embeddings=round(method.factor * length),
+        part=part if stacks[0].mechanism == "relative" else None,
+    )
+    changes: list[Change] = []
+    biases: list[ScoreBias] = []
+    for stack in stacks:
+        made = stack.biases(method if stack.part in chosen else None, length)
+        biases += made.values()
+        changes += _stack_changes(stack, made, kernel)
+    native = _native_attributes(biases, method)
+    for config in text_configs(model):
+        changes += _config_changes(config, attribute, manifest, native)
+    changes += generation_changes(model, attribute, manifest)
+    if model.can_generate():
+        changes.append(
+            AttributeChange(model, "create_masks_for_generate", padding_mask_for_generate)
+        )
+    if method.length_dependent:
+        changes += request_changes(model, biases)
+    sites = tuple(each.path for stack in stacks for each in stack.attentions)
+    return Plan(manifest, sites, changes, notes_on(stacks))
+
+
+def _checked_kernel(attention: str, stacks: list[BiasStack]) -> Kernel:
+    """The way asked for. Raises MethodOptionError when this model or machine cannot go it."""
+    for kernel in KERNELS:
+        if kernel == attention:
+            break
+    else:
+        raise MethodOptionError(f"attention is {attention!r}; allowed: {', '.join(KERNELS)}")
+    device = next(stacks[0].module.parameters()).device.type
+    why = None
+    if kernel == "folded" and stacks[0].mechanism != "alibi":
+        why = "folds ALiBi's slopes into channels, but this model's bias is a table"
+    if kernel == "toeplitz" and device != "cpu":
+        why = f"is for the CPU's fused kernel, but the model is on {device}"
+    if kernel == "flex" and device == "cuda" and importlib.util.find_spec("triton") is None:
+        why = "needs triton to compile for a GPU, and it is not installed"
+    if (
+        kernel == "flex"
+        and device == "cpu"
+        and not any(map(shutil.which, ("c++", "g++", "clang++")))
+    ):
+        why = "needs a C++ compiler to run on a CPU, and none was found"
+    if kernel == "flex" and device not in ("cuda", "cpu"):
+        why = f"runs on CUDA and CPU, but the model is on {device}"
+    if why is not None:
+        raise MethodOptionError(f"attention='{kernel}' {why}; 'auto' takes what runs best")
+    return kernel
+
+
+def _chosen_parts(part: str, stacks: list[BiasStack]) -> set[str]:
+    """Which stacks are scaled. Raises MethodOptionError for a misspelt part, NothingPatchedError for none."""
+    allowed = ("both", *get_args(Part))
+    if part not in allowed:
+        raise MethodOptionError(f"part is {part!r}; allowed: {', '.join(allowed)}")
+    there = {str(stack.part) for stack in stacks}
+    chosen = there if part == "both" else there & {part}
+    if not chosen:
+        raise NothingPatchedError(f"the model has no {part}, only the {', '.join(there)}")
+    return chosen
+
+
+def _original_length(model: PreTrainedModel, given: int | None) -> int:
+    """Tokens that the checkpoint was trained to: as given, or as its config tells."""
+    length = trained_length(model) if given is None else checked_length(given)
+    if length is None:
+        raise LengthError(
+            f"the config of this {type(model).__name__} does not say how many tokens it was trained "
+            "to; give original_max_position_embeddings= (BLOOM: 2048; T5: 512; mT5: 1024)"
+        )
+    return length
+
+
+def _stack_changes(stack: BiasStack, biases: dict[Any, ScoreBias], kernel: Kernel) -> list[Change]:
+    """Every attention module of a stack gets a forward of its own, and compact masks."""
+    unscaled = not any(bias.is_scaled() for bias in biases.values())
+    as_stock = kernel == "eager" and unscaled and not notes_on([stack])
+    changes: list[Change] = []
+    for each in stack.attentions:
+        forward: BiasedForward = (StockForward if as_stock else each.forward)(
+            module=each.module,
+            bias=None if each.crosses else biases[each.table],
+            kernel=kernel,
+            causal=stack.causal and not each.crosses,
+        )
+        changes.append(AttributeChange(each.module, forward_attribute(each.module), forward))
+    if as_stock:
+        return changes
+    if stack.mechanism == "alibi":
+        builder = ALIBI[type(stack.attentions[0].module).__name__][1]
+        changes.append(
+            AttributeChange(stack.module, builder, False if builder == "use_alibi" else no_bias)
+        )
+    return [*changes, HookChange(stack.module, CompactMasks(stack.causal))]
+
+
+def _config_changes(
+    config: PreTrainedConfig,
+    attribute: str | None,
+    manifest: Manifest,
+    native: dict[str, Any] | None,
+) -> list[Change]:
+    """The new length, and what makes plain transformers scale alike or refuse to load."""
+    after: dict[str, Any] = (
+        {} if attribute is None else {attribute: manifest.max_position_embeddings}
+    )
+    changes = config_changes(config, after | (native or {}), manifest)
+    if native is None:
+        changes.append(EntryChange(config, REFUSAL, f"{manifest.method} ({NOTICE})"))
+    return changes
+
+
+def _native_attributes(biases: list[ScoreBias], method: Method) -> dict[str, Any] | None:
+    """Config attributes with which plain transformers makes the same biases, or None if none do."""
+    if not any(bias.is_scaled() for bias in biases):
+        return {}
+    # One config serves encoder and decoder, so both have to be scaled alike.
+    reaches = {
+        method.native_relative(bias.geometry)
+        if isinstance(bias, BucketBias) and bias.method is not None
+        else None
+        for bias in biases
+    }
+    reach = reaches.pop()
+    return None if reaches or reach is None else {"relative_attention_max_distance": reach}

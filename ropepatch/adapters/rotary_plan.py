@@ -1,0 +1,65 @@
+"""From a rotary model and a method to the list of changes that a patch makes."""
+
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedModel
+
+from ropepatch.adapters.plan import Plan, config_changes, generation_changes, request_changes
+from ropepatch.adapters.pretrained import text_config, text_configs
+from ropepatch.adapters.rope_config import native_parameters, scaling_attributes
+from ropepatch.adapters.rope_parameters import original_length, require_unscaled
+from ropepatch.adapters.rotary import chosen_layer_types, find_rotary_modules, unscaled
+from ropepatch.attention.lengths import AnnounceCallLengths
+from ropepatch.manifest import Manifest
+from ropepatch.methods import Method
+from ropepatch.surgery import AttributeChange, Change, HookChange
+
+
+def plan_rotary(
+    model: PreTrainedModel,
+    method_for: Callable[[int], Method],
+    *,
+    original_max_position_embeddings: int | None = None,
+    replace: bool = False,
+    layer_types: Sequence[str] | None = None,
+) -> Plan:
+    """Plan the scaling of all rotary modules; `method_for` makes the method for a trained length.
+
+    Raises UnsupportedModelError, AlreadyScaledError, MethodOptionError, LengthError or
+    NothingPatchedError.
+    """
+    stock = find_rotary_modules(model)
+    config = text_config(model)
+    if not replace:
+        require_unscaled(config)
+    length = original_length(config, original_max_position_embeddings)
+    method = method_for(length)
+    plain = [unscaled(model, module, config) for module in stock]
+    scaled = chosen_layer_types(plain, layer_types)
+    replacements = [module.replacement(config, method, length, scaled) for module in plain]
+    native = {
+        layer_type: native_parameters(config, module.module, layer_type, method, site.geometry)
+        for module, replacement in zip(plain, replacements, strict=True)
+        for layer_type, site in replacement.sites.items()
+        if layer_type in scaled
+    }
+    manifest = Manifest.of(
+        method,
+        original_max_position_embeddings=length,
+        max_position_embeddings=round(method.factor * length),
+        layer_types=sorted(name for name in scaled if name is not None) or None,
+    )
+    pairs = list(zip(plain, replacements, strict=True))
+    changes: list[Change] = [
+        AttributeChange(module.parent, module.attribute, replacement)
+        for module, replacement in pairs
+    ]
+    for each in text_configs(model):
+        after = scaling_attributes(each, native)
+        after["max_position_embeddings"] = manifest.max_position_embeddings
+        changes += config_changes(each, after, manifest)
+    changes += generation_changes(model, "max_position_embeddings", manifest)
+    if method.length_dependent:
+        changes += [HookChange(module.parent, AnnounceCallLengths(new)) for module, new in pairs]
+        changes += request_changes(model, replacements)
+    return Plan(manifest, tuple(module.path for module in plain), changes)

@@ -1,0 +1,91 @@
+"""Biases that depend on the distance between query and key only: one curve per head, never a matrix."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ropepatch.attention.lengths import announced_lengths
+from ropepatch.methods.base import AlibiGeometry, Method, RelativeGeometry
+
+
+class ScoreBias(Protocol):
+    """What is added to the scores of a query and a key, by their distance."""
+
+    method: Method | None
+
+    def curve(self, distances: Tensor, lengths: Tensor) -> Tensor:
+        """Bias at distances query − key (n,), for rows of `lengths` tokens (batch,).
+
+        float32, (1, heads, n) if all rows are alike, else (batch, heads, n).
+        """
+
+    def is_scaled(self) -> bool:
+        """Whether the method changes the bias of any distance that the model is for."""
+
+
+@dataclass(eq=False)
+class AlibiBias:
+    """−m·D for every head (ALiBi, arXiv 2108.12409, §3); `method=None` leaves the slopes unscaled."""
+
+    geometry: AlibiGeometry
+    method: Method | None
+
+    def slopes(self, lengths: Tensor) -> Tensor:
+        """Slopes of every row, where `lengths` are. (1, heads) or (batch, heads), float32"""
+        if self.method is None:
+            made = self.geometry.slopes
+        elif not self.method.length_dependent:
+            made = self.method.alibi(self.geometry)
+        else:
+            announced = announced_lengths(self, lengths.shape[0])
+            made = self.method.alibi(
+                self.geometry, lengths.cpu() if announced is None else announced
+            )
+        return made.view(-1, self.geometry.num_heads).to(lengths.device, torch.float32)
+
+    def is_scaled(self) -> bool:
+        """See ScoreBias."""
+        if self.method is None:
+            return False
+        longest = round(self.method.factor * self.geometry.original_max_position_embeddings)
+        return not torch.equal(
+            self.method.alibi(self.geometry, torch.tensor(longest)), self.geometry.slopes
+        )
+
+    def curve(self, distances: Tensor, lengths: Tensor) -> Tensor:
+        """See ScoreBias."""
+        return -self.slopes(lengths)[..., None] * distances
+
+
+@dataclass(eq=False)
+class BucketBias:
+    """T5's learned bias: one row of a table for each bucket of distances (arXiv 1910.10683, §2.1)."""
+
+    geometry: RelativeGeometry
+    method: Method | None
+    table: nn.Embedding  #: (buckets, heads); read at every call, so it may be trained
+
+    def buckets(self, distances: Tensor) -> Tensor:
+        """The bucket of every distance. (n,) → (n,)"""
+        # On the host: a bucket's border must not depend on how a device rounds a logarithm.
+        relative_position = -distances.cpu()
+        if self.method is None:
+            return self.geometry.buckets(relative_position)
+        return self.method.relative(self.geometry, relative_position)
+
+    def is_scaled(self) -> bool:
+        """See ScoreBias."""
+        if self.method is None:
+            return False
+        longest = round(self.method.factor * self.geometry.original_max_position_embeddings)
+        positions = torch.arange(-longest, longest + 1)
+        return not torch.equal(
+            self.method.relative(self.geometry, positions), self.geometry.buckets(positions)
+        )
+
+    def curve(self, distances: Tensor, lengths: Tensor) -> Tensor:
+        """See ScoreBias."""
+        rows = self.table.weight[self.buckets(distances).to(self.table.weight.device)]
+        return rows.t()[None].float().contiguous().to(distances.device)
