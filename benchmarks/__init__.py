@@ -1,0 +1,1 @@
+"""Measurements that a person runs and reads; tests hold what is right, these tell what it costs."""
