@@ -16,7 +16,7 @@ from ropepatch.errors import ConfigError, RopepatchError
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -232,13 +232,13 @@ def measure(options: argparse.Namespace) -> None:
     _require_directory(options.output)
     model = _open_model(options.model)
 
-    from ropepatch.adapters.pretrained import pretrained_model, text_config
+    from ropepatch.adapters.pretrained import pretrained_model
     from ropepatch.corpus import load_documents
     from ropepatch.evals import evaluate, print_table, write_report
     from ropepatch.terminal import ShareProgress
     from ropepatch.training.pretrained import open_tokenizer
 
-    trained = _trained_length(text_config(pretrained_model(model)))
+    trained = _trained_length(pretrained_model(model))
     with ShareProgress(f"measure {options.model}") as progress:
         stage = evaluate(
             pretrained_model(model),
@@ -263,14 +263,20 @@ def _require_directory(path: Path) -> None:
         raise ConfigError(f"--output {path}: {error.strerror}; name a directory") from None
 
 
-def _trained_length(config: "PreTrainedConfig") -> int:
+def _trained_length(model: "PreTrainedModel") -> int:
     """Tokens that the checkpoint was trained to before any patch."""
+    from ropepatch.adapters.pretrained import LENGTH_ATTRIBUTES, text_config, trained_length
     from ropepatch.manifest import Manifest
 
-    manifest = Manifest.in_config(config)
-    if manifest is None:
-        return int(config.max_position_embeddings)
-    return manifest.original_max_position_embeddings
+    manifest = Manifest.in_config(text_config(model))
+    if manifest is not None:
+        return manifest.original_max_position_embeddings
+    if (length := trained_length(model)) is None:
+        raise ConfigError(
+            "the checkpoint does not say to how many tokens it was trained; add one of "
+            f"{', '.join(LENGTH_ATTRIBUTES)} to its config.json"
+        )
+    return length
 
 
 def demo(options: argparse.Namespace) -> None:

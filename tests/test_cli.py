@@ -10,10 +10,11 @@ import time
 import pytest
 import yaml
 from safetensors.torch import load_file
-from tiny_runs import extension_tree, pretraining, pretraining_tree
+from tiny_runs import LENGTH, extension_tree, pretraining, pretraining_tree, seq2seq_tree
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ropepatch.cli import INTERRUPTED, USER_ERROR, main
+from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.runner import train
 
 
@@ -107,6 +108,21 @@ def test_eval_measures_an_adapter(base, tmp_path, capsys):
     assert report["trained_length"] == 32
     assert report["stages"][0]["configuration"]["patch"]["method"] == "yarn"
     assert "Loss of the same last 64 tokens" in capsys.readouterr().out
+
+
+def test_eval_measures_an_encoder_decoder_model_patched_and_not(tmp_path, capsys):
+    base = train(parse_recipe(seq2seq_tree(tmp_path, max_steps=2))).directory
+    assert (
+        main(["patch", str(base), str(tmp_path / "log"), "--method", "log", "--factor", "4"]) == 0
+    )
+    measured = ["--lengths", "96", "128", "--windows", "3"]
+    data = ["--data", str(tmp_path / "corpus.txt"), "--output", str(tmp_path / "eval")]
+    for model, method in ((base, None), (tmp_path / "log", "log")):
+        assert main(["eval", str(model), *measured, *data]) == 0
+        (stage,) = json.loads((tmp_path / "eval" / "report.json").read_text())["stages"]
+        assert (stage["configuration"]["patch"] or {}).get("method") == method
+        assert stage["configuration"]["no_retrieval"] == "asked of causal models only"
+        assert stage["configuration"]["trained_length"] == LENGTH
 
 
 def test_mistakes_in_a_recipe_are_listed_without_a_traceback(recipe, capsys):
