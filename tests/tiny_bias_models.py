@@ -63,7 +63,7 @@ def bias_config(kind: str, **changes: Any) -> Any:
 def bias_model(
     kind: str, *, attention: str | None = None, head: str | None = None, **changes: Any
 ) -> PreTrainedModel:
-    """A model in evaluation mode, the same each time; weights and tables are so large that positions matter."""
+    """A model in evaluation mode, the same each time; large weights and tables make positions matter."""
     family = SIZES[kind][0]
     head = head or ("ForConditionalGeneration" if kind in RELATIVE_KINDS else "ForCausalLM")
     torch.manual_seed(0)
