@@ -16,7 +16,6 @@ from ropepatch.errors import ConfigError, RopepatchError
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedConfig, PreTrainedModel
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -76,12 +75,28 @@ def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
+def _add_original_length(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--original-max-position-embeddings",
+        type=int,
+        metavar="TOKENS",
+        help="what the checkpoint was trained to, where its config does not say",
+    )
+
+
 def _add_patch(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("directory", type=Path, metavar="OUT", help="where to save it")
     parser.add_argument("--method", default="yarn", help="see `ropepatch methods` (yarn)")
     parser.add_argument("--factor", type=float, help="target length over trained length (4)")
     parser.add_argument("--target-length", type=int, help="tokens; instead of --factor")
+    _add_original_length(parser)
+    parser.add_argument(
+        "--part",
+        choices=("both", "encoder", "decoder"),
+        default="both",
+        help="of an encoder–decoder model (both)",
+    )
     parser.add_argument("--replace", action="store_true", help="in place of scaling it has")
     parser.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE", help="of the method"
@@ -103,6 +118,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--windows", type=int, default=50, help="held-out windows (50)")
     parser.add_argument("--prompts", type=int, default=64, help="retrieval prompts per length (64)")
+    _add_original_length(parser)
     _add_output(parser, "out/eval")
 
 
@@ -111,59 +127,34 @@ def show_methods(_: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ropepatch.methods.base import MECHANISMS
     from ropepatch.methods.registry import aliases_of, method_class, methods_for
 
-    table = Table("method", "transformers", "frequencies", "options", box=None, pad_edge=False)
+    table = Table("method", *MECHANISMS, "transformers", "options", box=None, pad_edge=False)
     for name in methods_for():
         cls = method_class(name)
-        kind = "follow the length" if cls.length_dependent else "fixed"
+        kind = "by length" if cls.length_dependent else "fixed"
         table.add_row(
-            " or ".join([name, *aliases_of(name)]),
+            "\nor ".join([f"{name}*" if cls.needs_training else name, *aliases_of(name)]),
+            *(kind if mechanism in cls.mechanisms() else "–" for mechanism in MECHANISMS),
             cls.native_rope_type or "–",
-            f"{kind}, fine-tune" if cls.needs_training else kind,
             ", ".join(field.name for field in fields(cls) if field.name != "factor"),
         )
     Console().print(table)
+    print(
+        "\nrotary: Llama and most others; alibi: BLOOM, MPT, Falcon; relative: T5, mT5, UMT5\n"
+        "by length: each row is scaled by its own length; *: rotary models need a fine-tune"
+    )
 
 
 def inspect(options: argparse.Namespace) -> None:
     """What patch_model would find, and what was patched already."""
     model = _open_model(options.model)
 
-    from ropepatch import list_methods
-    from ropepatch.adapters.pretrained import pretrained_model, text_config
+    from ropepatch.description import describe
 
-    root = pretrained_model(model)
-    config = text_config(root)
-    rows = {
-        "model": f"{type(root).__name__} ({config.model_type})",
-        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
-        "tokens": f"{config.max_position_embeddings:,}",
-        "positions": _positions(config),
-        "patch": _patch_summary(config),
-        "methods": ", ".join(list_methods(model)),
-    }
-    for name, value in rows.items():
-        print(f"{name:<12}{value}")
-
-
-def _positions(config: "PreTrainedConfig") -> str:
-    """`rotary, default, base 10,000`, for every layer type that rotates."""
-    from ropepatch.adapters.rope_parameters import parameters_of, rope_types
-
-    lines = []
-    for layer_type, rope_type in rope_types(config).items():
-        base = parameters_of(config.rope_parameters, layer_type)["rope_theta"]
-        where = f"{layer_type}: " if layer_type else ""
-        lines.append(f"{where}rotary, {rope_type}, base {base:,.0f}")
-    return "; ".join(lines)
-
-
-def _patch_summary(config: "PreTrainedConfig") -> str:
-    from ropepatch.manifest import Manifest
-
-    manifest = Manifest.in_config(config)
-    return "none" if manifest is None else manifest.summary()
+    for name, text in describe(model).items():
+        print(f"{name:<12}{text}")
 
 
 def patch(options: argparse.Namespace) -> None:
@@ -179,6 +170,8 @@ def patch(options: argparse.Namespace) -> None:
         options.method,
         options.factor,
         target_length=options.target_length,
+        original_max_position_embeddings=options.original_max_position_embeddings,
+        part=options.part,
         replace=options.replace,
         **method_options,
     )
@@ -186,10 +179,13 @@ def patch(options: argparse.Namespace) -> None:
     info = patch_info(model)
     assert info is not None
     save_pretrained(model, options.directory, open_tokenizer(options.model))
+    what = info.method if info.part in (None, "both") else f"{info.method} ({info.part})"
     print(
-        f"{info.method} ×{info.factor:g}: {info.original_max_position_embeddings} → "
+        f"{what} ×{info.factor:g}: {info.original_max_position_embeddings} → "
         f"{info.max_position_embeddings} tokens, {len(info.sites)} module(s): {options.directory}"
     )
+    for note in info.notes:
+        print(note)
 
 
 def _parse_options(texts: Sequence[str]) -> dict[str, Any]:
@@ -238,7 +234,7 @@ def measure(options: argparse.Namespace) -> None:
     from ropepatch.terminal import ShareProgress
     from ropepatch.training.pretrained import open_tokenizer
 
-    trained = _trained_length(pretrained_model(model))
+    trained = _trained_length(model, options.original_max_position_embeddings)
     with ShareProgress(f"measure {options.model}") as progress:
         stage = evaluate(
             pretrained_model(model),
@@ -263,18 +259,16 @@ def _require_directory(path: Path) -> None:
         raise ConfigError(f"--output {path}: {error.strerror}; name a directory") from None
 
 
-def _trained_length(model: "PreTrainedModel") -> int:
+def _trained_length(model: "nn.Module", given: int | None) -> int:
     """Tokens that the checkpoint was trained to before any patch."""
-    from ropepatch.adapters.pretrained import LENGTH_ATTRIBUTES, text_config, trained_length
-    from ropepatch.manifest import Manifest
+    from ropepatch.adapters.plan import checked_length
+    from ropepatch.description import original_length
 
-    manifest = Manifest.in_config(text_config(model))
-    if manifest is not None:
-        return manifest.original_max_position_embeddings
-    if (length := trained_length(model)) is None:
+    length = original_length(model) if given is None else checked_length(given)
+    if length is None:
         raise ConfigError(
-            "the checkpoint does not say to how many tokens it was trained; add one of "
-            f"{', '.join(LENGTH_ATTRIBUTES)} to its config.json"
+            "the checkpoint does not say to how many tokens it was trained; give "
+            "--original-max-position-embeddings (BLOOM: 2048; T5: 512; mT5: 1024)"
         )
     return length
 

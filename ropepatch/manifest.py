@@ -58,11 +58,12 @@ class Manifest:
             ) from error
 
     def summary(self) -> str:
-        """In a message: "yarn, factor 4, from 256 tokens"."""
+        """In a message: "yarn, factor 4, from 256 tokens", and the part if it is not all."""
         if self.method is None:
             return "no patch"
         length = self.original_max_position_embeddings
-        return f"{self.method}, factor {self.options['factor']:g}, from {length} tokens"
+        part = "" if self.part in (None, "both") else f", {self.part} only"
+        return f"{self.method}, factor {self.options['factor']:g}, from {length} tokens{part}"
 
     def to_json(self) -> dict[str, Any]:
         """With a version and a digest that tells edits."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +11,8 @@ import time
 import pytest
 import yaml
 from safetensors.torch import load_file
-from tiny_runs import LENGTH, extension_tree, pretraining, pretraining_tree, seq2seq_tree
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_runs import LENGTH, T5_CONFIG, extension_tree, pretraining, pretraining_tree, seq2seq_tree
+from transformers import AutoModelForCausalLM, AutoTokenizer, FalconConfig, FalconForCausalLM
 
 from ropepatch.cli import INTERRUPTED, USER_ERROR, main
 from ropepatch.training.recipe import parse_recipe
@@ -21,6 +22,23 @@ from ropepatch.training.runner import train
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return train(pretraining(tmp_path_factory.mktemp("base"), max_steps=2)).directory
+
+
+@pytest.fixture(scope="module")
+def bloom(tmp_path_factory):
+    """Trained to 32 tokens; two heads, whose slopes are 2⁻⁴ and 2⁻⁸."""
+    tree = pretraining_tree(tmp_path_factory.mktemp("bloom"), max_steps=1)
+    config = {"hidden_size": 32, "n_layer": 1, "n_head": 2, "seq_length": LENGTH}
+    tree["model"]["config"] = {"model_type": "bloom", **config}
+    return train(parse_recipe(tree)).directory
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory):
+    """Its config does not say that it was trained to 32 tokens."""
+    tree = seq2seq_tree(tmp_path_factory.mktemp("t5"), max_steps=1)
+    tree["model"]["config"] = {k: v for k, v in T5_CONFIG.items() if k != "n_positions"}
+    return train(parse_recipe(tree)).directory
 
 
 @pytest.fixture
@@ -67,12 +85,77 @@ def test_methods_lists_every_method(capsys):
     assert "native_rope_type" not in said
 
 
+@pytest.mark.parametrize(
+    ("method", "rotary", "alibi", "relative"),
+    [
+        ("linear*", "fixed", "fixed", "fixed"),
+        ("dynamic_linear", "by length", "by length", "–"),
+        ("log", "–", "–", "fixed"),
+        ("yarn", "fixed", "–", "–"),
+    ],
+)
+def test_methods_says_how_each_mechanism_is_scaled(capsys, method, rotary, alibi, relative):
+    assert main(["methods"]) == 0
+    rows = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0][:4] == ["method", "rotary", "alibi", "relative"]
+    assert [row[1:4] for row in rows if row[0] == method] == [[rotary, alibi, relative]]
+
+
 def test_inspect_shows_what_is_there(base, capsys):
     assert main(["inspect", str(base)]) == 0
     said = capsys.readouterr().out
     assert "LlamaForCausalLM (llama)" in said
     assert "rotary, default, base 10,000" in said
     assert "patch       none" in said
+
+
+def test_inspect_shows_slopes(bloom, capsys):
+    assert main(["inspect", str(bloom)]) == 0
+    said = capsys.readouterr().out
+    assert "positions   ALiBi, 2 heads, slopes 0.0625 to 0.00391\n" in said
+    assert "tokens      32\n" in said
+    assert "methods     dynamic_linear, linear, ntk\n" in said
+
+
+def test_inspect_shows_buckets_and_that_a_length_is_not_known(t5, capsys):
+    assert main(["inspect", str(t5)]) == 0
+    said = capsys.readouterr().out
+    buckets = "encoder: 16 + 16 buckets up to distance 128; decoder: 32 buckets up to distance 128"
+    assert f"positions   relative, {buckets}\n" in said
+    assert "tokens      the config does not say\n" in said
+    assert "methods     linear, log\n" in said
+
+
+def test_patch_scales_a_part_from_a_length_that_is_given(t5, tmp_path, capsys):
+    arguments = ["--method", "log", "--part", "encoder", "--original-max-position-embeddings", "32"]
+    assert main(["patch", str(t5), str(tmp_path / "out"), *arguments]) == 0
+    assert "log (encoder) ×4: 32 → 128 tokens" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "tokens      128\n" in said
+    assert "patch       log, factor 4, from 32 tokens, encoder only\n" in said
+
+
+def test_patch_and_inspect_say_where_stock_is_wrong(base, tmp_path, capsys):
+    config = FalconConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, alibi=True)
+    FalconForCausalLM(config).save_pretrained(tmp_path / "falcon")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "falcon")
+    patched = str(tmp_path / "patched")
+    for arguments in (
+        ["patch", str(tmp_path / "falcon"), patched, "--method", "linear"],
+        ["inspect", patched],
+    ):
+        assert main(arguments) == 0
+        assert "stock Falcon adds ALiBi twice" in capsys.readouterr().out
+
+
+def test_eval_takes_the_trained_length_where_the_config_does_not_say_it(t5, tmp_path, capsys):
+    corpus = t5.parent.parent / "corpus.txt"
+    measured = ["--windows", "3", "--lengths", "96", "--data", str(corpus)]
+    arguments = ["eval", str(t5), *measured, "--output", str(tmp_path)]
+    assert "give --original-max-position-embeddings" in refused(capsys, *arguments)
+    assert main([*arguments, "--original-max-position-embeddings", "32"]) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["trained_length"] == LENGTH
 
 
 def test_patch_saves_a_copy_that_inspect_knows(base, tmp_path, capsys):
@@ -142,6 +225,9 @@ def test_mistakes_in_a_recipe_are_listed_without_a_traceback(recipe, capsys):
         (["patch", "{tmp}/none", "{tmp}/out"], "there is no checkpoint at"),
         (["patch", "{base}", "{tmp}/out", "--method", "yran"], "did you mean 'yarn'?"),
         (["patch", "{base}", "{tmp}/out", "--factor", "0.5"], "factor"),
+        (["patch", "{base}", "{tmp}/out", "--part", "encoder"], "part does not apply to Llama"),
+        (["patch", "{bloom}", "{tmp}/out"], "methods for ALiBi: dynamic_linear, linear, ntk"),
+        (["patch", "{t5}", "{tmp}/out", "--method", "log"], "give original_max_position_embed"),
         (["patch", "{base}", "{tmp}/out", "--set", "beta_fast"], "--set takes OPTION=VALUE"),
         (["patch", "{base}", "{tmp}/out", "--set", "a=["], "is not a YAML value"),
         (["patch", "{base}", "{tmp}/recipe.yaml/out"], "could not save"),
@@ -149,8 +235,11 @@ def test_mistakes_in_a_recipe_are_listed_without_a_traceback(recipe, capsys):
         (["train", "{tmp}/recipe.yaml", "output_dir={tmp}/recipe.yaml/run"], "cannot write to"),
     ],
 )
-def test_a_users_mistake_is_one_line(base, recipe, tmp_path, capsys, arguments, expected):
-    filled = [argument.format(tmp=tmp_path, base=base) for argument in arguments]
+def test_a_users_mistake_is_one_line(
+    base, bloom, t5, recipe, tmp_path, capsys, arguments, expected
+):
+    paths = {"tmp": tmp_path, "base": base, "bloom": bloom, "t5": t5}
+    filled = [argument.format(**paths) for argument in arguments]
     said = refused(capsys, *filled)
     assert expected in said
     assert len(said.splitlines()) == 1

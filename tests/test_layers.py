@@ -30,6 +30,7 @@ LAYERS = (
     "evals",
     "terminal",
     "training",
+    "description",
     "demo",
     "cli",
     "__main__",

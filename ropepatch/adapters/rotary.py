@@ -70,7 +70,7 @@ def find_rotary_modules(model: PreTrainedModel) -> list[RotaryModule]:
         # Falcon builds a rotary module in any case, and ignores it when its config asks for ALiBi.
         raise UnsupportedModelError(
             f"{type(model).__name__} takes its positions from ALiBi biases (alibi=True in its "
-            "config); ropepatch scales rotary positions"
+            "config), but has no attention module of BLOOM, MPT or Falcon"
         )
     modules = text_modules(model)
     found = [
@@ -81,7 +81,8 @@ def find_rotary_modules(model: PreTrainedModel) -> list[RotaryModule]:
     if not found:
         raise UnsupportedModelError(
             f"{type(model).__name__} (model_type {text_config(model).model_type!r}) has no rotary "
-            f"module; {_what_it_has(modules)}. ropepatch scales modules that hold `inv_freq`"
+            f"module; {_what_it_has(modules)}. ropepatch scales modules that hold `inv_freq`, "
+            "and the biases of BLOOM, MPT, Falcon and T5"
         )
     return found
 
