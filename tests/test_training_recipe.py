@@ -78,9 +78,10 @@ def test_all_mistakes_are_reported_at_once():
 @pytest.mark.parametrize(
     ("section", "value", "expected"),
     [
-        ("patch", 4, "patch must be a section with some of the keys method, factor, options"),
+        ("patch", 4, "patch must be a section with some of the keys method, factor"),
         ("patch", {"method": "yran"}, "there is no method 'yran'; did you mean 'yarn'?"),
         ("patch", {"options": {"beta_fst": 1}}, "did you mean 'beta_fast'?"),
+        ("patch", {"part": "encodr"}, "patch.part must be"),
         ("patch", {"factor": 0.5}, "patch.factor must be greater than or equal to 1; found 0.5"),
         ("model", {}, "takes either path or config; found neither"),
         ("model", {"path": "a", "config": {}}, "takes either path or config; found both"),

@@ -217,6 +217,19 @@ def test_a_step_is_the_same_in_one_batch_and_in_accumulated_ones(tmp_path):
     assert results == pytest.approx([results[0]] * 3, rel=1e-5)
 
 
+def test_a_recipe_patches_a_part_of_a_model_that_does_not_say_its_length(tmp_path):
+    tree = seq2seq_tree(tmp_path, max_steps=1)
+    tree["model"]["config"] = {k: v for k, v in T5_CONFIG.items() if k != "n_positions"}
+    length = {"original_max_position_embeddings": LENGTH}
+    tree["patch"] = {"method": "log", "factor": 2, "part": "encoder", **length}
+    info = patch_info(load_pretrained(train(parse_recipe(tree)).directory))
+    assert (info.method, info.part, info.original_max_position_embeddings) == (
+        "log",
+        "encoder",
+        LENGTH,
+    )
+
+
 def test_every_checkpoint_of_an_adapter_carries_its_patch(tmp_path, base):
     result = train(extension(tmp_path, base))
     for directory in [result.directory, *(tmp_path / "run").glob("checkpoint-*")]:

@@ -58,6 +58,8 @@ class PatchRecipe:
 
     method: str = "yarn"
     factor: Annotated[float, Field(ge=1)] = 4.0
+    original_max_position_embeddings: Count | None = None  #: for configs that do not say it
+    part: Literal["both", "encoder", "decoder"] = "both"  #: of an encoder–decoder model
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -113,6 +115,7 @@ class TrainingRecipe:
     per_device_batch_size: Count = 8
     gradient_accumulation: Count = 1
     learning_rate: Positive
+    embedding_learning_rate: Positive | None = None  #: learning_rate when not given
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.95
     warmup_steps: Whole = 0

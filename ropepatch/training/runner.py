@@ -122,6 +122,7 @@ def prepare(
         tokenizer=tokenizer,
         callbacks=[MetricsCallback(run.metrics), *callbacks],
         run=run,
+        embedding_learning_rate=recipe.training.embedding_learning_rate,
     )
     trainer.remove_callback(PrinterCallback)
     if progress is not None:
@@ -183,7 +184,14 @@ def _load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTraine
     _check_target_length(recipe, model.config)
     if recipe.patch is not None:
         patch = recipe.patch
-        patch_model(model, method=patch.method, factor=patch.factor, **patch.options)
+        patch_model(
+            model,
+            method=patch.method,
+            factor=patch.factor,
+            original_max_position_embeddings=patch.original_max_position_embeddings,
+            part=patch.part,
+            **patch.options,
+        )
     return model if recipe.lora is None else add_lora(model, recipe.lora)
 
 
