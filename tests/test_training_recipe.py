@@ -121,6 +121,12 @@ def test_an_adapter_of_an_untrained_model_is_refused():
     assert "lora needs model.path" in refusal({**SMALLEST, "model": {"config": {}}, "lora": {}})
 
 
+def test_an_adapter_has_no_rate_of_its_own_for_embeddings():
+    training = {**SMALLEST["training"], "embedding_learning_rate": 0.2}
+    said = refusal({**SMALLEST, "training": training, "lora": {}})
+    assert "embedding_learning_rate is for whole models" in said
+
+
 def test_overrides_are_yaml_and_make_missing_sections(tmp_path):
     path = write(tmp_path / "a.yaml", {**SMALLEST, "lora": None})
     overrides = ("training.bf16=true", "training.learning_rate=1e-4", "lora.r=2", "patch={}")

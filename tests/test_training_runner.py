@@ -360,3 +360,20 @@ def test_the_schedule_follows_the_recipe(tmp_path):
     # By hand: from 0.1 up to 1 in two steps, stable for two, then 1 − sqrt down towards 0.1.
     shares = [0.1, 0.55, 1.0, 1.0, 1.0, 0.1 + 0.9 * (1 - 0.5**0.5)]
     assert rates == pytest.approx([0.01 * share for share in shares])
+
+
+def test_embeddings_learn_at_a_rate_of_their_own(tmp_path):
+    recipe = pretraining(tmp_path, max_steps=4, embedding_learning_rate=0.03, schedule="linear")
+    trainer = prepare(recipe, RunDirectory(recipe))
+    trainer.create_optimizer_and_scheduler(4)
+    embeddings = trainer.trained.get_input_embeddings().weight
+    groups = trainer.optimizer.param_groups
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    assert {id(p) for p in grouped} == {id(p) for p in trainer.trained.parameters()}
+    assert len(grouped) == len(set(map(id, grouped)))
+    trainer.optimizer.step()
+    trainer.lr_scheduler.step()
+    for group in groups:
+        # By hand: from the given rate down to nothing in four steps, one of which is done.
+        rate = 0.03 if any(parameter is embeddings for parameter in group["params"]) else 0.01
+        assert group["lr"] == pytest.approx(rate * 3 / 4)

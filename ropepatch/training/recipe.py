@@ -157,6 +157,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.lora is not None and self.model.path is None:
             raise ValueError("lora needs model.path: an adapter of random weights is of no use")
+        if self.lora is not None and self.training.embedding_learning_rate is not None:
+            raise ValueError("training.embedding_learning_rate is for whole models, not for lora")
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:

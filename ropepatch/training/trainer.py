@@ -23,6 +23,7 @@ class RunTrainer(Trainer):
         model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         run: RunDirectory,
+        embedding_learning_rate: float | None = None,
         **options: Any,
     ) -> None:
         self.used_cache = model.config.use_cache  # the Trainer turns it off for good
@@ -30,6 +31,7 @@ class RunTrainer(Trainer):
         self.trained = model
         self.tokenizer = tokenizer
         self.run = run
+        self.embedding_learning_rate = embedding_learning_rate
         self.staging: Path | None = None
 
     def publish_model(self, name: str) -> None:
@@ -37,6 +39,20 @@ class RunTrainer(Trainer):
         self.trained.config.use_cache = self.used_cache
         with self.run.publish(name) as staging:
             save_pretrained(self.trained, staging / name, self.tokenizer)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's own, with the input embeddings in a group of their own if they have a rate."""
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if is_new and self.embedding_learning_rate is not None:
+            weight = self.trained.get_input_embeddings().weight
+            for group in [*optimizer.param_groups]:
+                others = [parameter for parameter in group["params"] if parameter is not weight]
+                if len(others) < len(group["params"]):
+                    alone = {"params": [weight], "lr": self.embedding_learning_rate}
+                    group["params"] = others
+                    optimizer.add_param_group({**group, **alone})
+        return optimizer
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.staging or self.args.output_dir)
