@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from peft import PeftModelForSeq2SeqLM
+from seq2seq_models import seq2seq_model
 from tiny_models import KINDS, tiny_model, token_ids
 
 from ropepatch.errors import ConfigError
@@ -41,6 +43,20 @@ def test_targets_choose_the_projections(kind, targets, inside, outside):
     names = trainable(add_lora(tiny_model(kind), LoraRecipe(targets=targets)))
     assert names
     assert all(any(part in name for part in inside) and outside not in name for name in names)
+
+
+@pytest.mark.parametrize("targets", ["attention", "mlp"])
+def test_targets_choose_the_projections_of_an_encoder_decoder_model(targets):
+    model = add_lora(seq2seq_model(), LoraRecipe(targets=targets))
+    attention = [("Attention." in name) for name in trainable(model)]
+    assert attention
+    assert set(attention) == {targets == "attention"}
+    assert isinstance(model, PeftModelForSeq2SeqLM)
+
+
+def test_trained_embeddings_of_an_encoder_decoder_model_are_refused():
+    with pytest.raises(ConfigError, match=r"lora\.train_embeddings"):
+        add_lora(seq2seq_model(), LoraRecipe(train_embeddings=True))
 
 
 def test_the_head_gets_no_adapter():

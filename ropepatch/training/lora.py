@@ -17,8 +17,15 @@ def add_lora(model: PreTrainedModel, recipe: LoraRecipe) -> PeftModel:
 
     Tied embeddings stay tied: peft trains one copy for the input and the output side.
     """
+    seq2seq = model.config.is_encoder_decoder
+    if seq2seq and recipe.train_embeddings:
+        # peft would train a copy that neither stack reads.
+        raise ConfigError(
+            "lora.train_embeddings is for models with one embedding; encoder and decoder of "
+            f"{type(model).__name__} each have theirs; leave it out"
+        )
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",
         r=recipe.r,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
@@ -48,7 +55,7 @@ def _projections(model: PreTrainedModel, recipe: LoraRecipe) -> list[str]:
 
 def _part(name: str) -> Part:
     """Attention projections live in a submodule that is named for attention in every model."""
-    return "attention" if "attn" in name or "attention" in name else "mlp"
+    return "attention" if "attn" in name or "attention" in name.lower() else "mlp"
 
 
 def _modules_to_save(model: PreTrainedModel, recipe: LoraRecipe) -> list[str]:
