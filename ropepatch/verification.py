@@ -238,7 +238,8 @@ def native_error(
 def logit_change(model: PreTrainedModel, length: int, biases: list[ScoreBias]) -> float:
     """Largest change of a logit between scaled and unscaled positions, spread over `length` tokens."""
     modules = scaled_modules(model)
-    device = modules[0].device if modules else model.device
+    hook = getattr(model, "_hf_hook", None)  # accelerate's, of a model whose weights are elsewhere
+    device = modules[0].device if modules else getattr(hook, "execution_device", model.device)
     inputs = probe_inputs(model, length, spread=bool(modules), device=device)
     with evaluation_mode(model), ExitStack() as stack:
         for site in (*modules, *biases):

@@ -139,7 +139,7 @@ def _stack_changes(stack: BiasStack, biases: dict[Any, ScoreBias], kernel: Kerne
     for each in stack.attentions:
         forward: BiasedForward = (StockForward if as_stock else each.forward)(
             module=each.module,
-            bias=None if each.crosses else biases[each.table],
+            bias=None if each.crosses else biases[each.owner],
             kernel=kernel,
             causal=stack.causal and not each.crosses,
         )

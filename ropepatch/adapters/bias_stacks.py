@@ -45,7 +45,7 @@ class Attention:
     path: str
     module: nn.Module
     forward: type[BiasedForward]
-    table: nn.Embedding | None = None  #: T5: the table in use, of this layer or of the first
+    owner: nn.Module | None = None  #: T5: whose table is in use, this module's or the first layer's
     crosses: bool = False  #: reads the encoder's output, without a bias
 
 
@@ -64,21 +64,21 @@ class BiasStack:
         """Whether queries see earlier keys only."""
         return self.part == "decoder"
 
-    def biases(self, method: Method | None, length: int) -> dict[nn.Embedding | None, ScoreBias]:
-        """One bias for every table of the stack, or the one of ALiBi, under None.
+    def biases(self, method: Method | None, length: int) -> dict[nn.Module | None, ScoreBias]:
+        """One bias for every owner of a table in the stack, or the one of ALiBi, under None.
 
         Raises MethodOptionError for a geometry that the method cannot take.
         """
         if self.mechanism == "alibi":
             return {None: AlibiBias(alibi_geometry(self.config, length), method)}
-        tables = {each.table for each in self.attentions if each.table is not None}
+        owners = {each.owner for each in self.attentions if each.owner is not None}
         geometry = RelativeGeometry(
             num_buckets=self.config.relative_attention_num_buckets,
             max_distance=self.config.relative_attention_max_distance,
             bidirectional=not self.causal,
             original_max_position_embeddings=length,
         )
-        return {table: BucketBias(geometry, method, table) for table in tables}
+        return {owner: BucketBias(geometry, method, owner) for owner in owners}
 
 
 def alibi_geometry(config: PreTrainedConfig, length: int) -> AlibiGeometry:
@@ -131,8 +131,8 @@ def find_bias_stacks(model: PreTrainedModel) -> list[BiasStack]:
         stack = stacks.setdefault(
             owner, BiasStack(owner, mechanism, "decoder" if decoder else "encoder", owner.config)
         )
-        if found.table is None and mechanism == "relative" and not found.crosses:
-            found.table = stack.attentions[0].table  # the first layer's, for all that have none
+        if found.owner is None and mechanism == "relative" and not found.crosses:
+            found.owner = stack.attentions[0].owner  # the first layer's, for all that have none
         stack.attentions.append(found)
     return list(stacks.values())
 
@@ -155,5 +155,5 @@ def _relative_attention(path: str, module: nn.Module) -> Attention | None:
             "nothing was patched"
         )
     crosses = not path.endswith("SelfAttention")
-    table = module.relative_attention_bias if module.has_relative_attention_bias else None
-    return Attention(path, module, forward, table, crosses)  # type: ignore[arg-type]
+    owner = module if module.has_relative_attention_bias else None
+    return Attention(path, module, forward, owner, crosses)

@@ -14,10 +14,12 @@ from ropepatch.attention.toeplitz import (
     query_blocks,
     reversed_distances,
     toeplitz_attention,
-    toeplitz_matrix,
+    toeplitz_view,
 )
 
 Kernel = Literal["auto", "folded", "toeplitz", "flex", "eager"]
+_BLOCK = 64  # queries whose scores are made at a time: with some thousand keys they fit a cache
+
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 
@@ -56,8 +58,7 @@ def biased_attention(
     # Attention is float32 inside, whatever autocast would make of the bias.
     with torch.autocast(query.device.type, enabled=False):
         if queries == 1 or dense or kernel == "eager":
-            bias_matrix = None if curve is None else toeplitz_matrix(curve, queries, key.shape[2])
-            return _eager(query, key, value, bias_matrix, mask, scale, dropout)
+            return _eager(query, key, value, curve, mask, scale, dropout)
         mask = None if mask is None or _is_full(mask) else mask
         way = _way(kernel, bias, curve, query, dropout, offset)
         if way == "blocks":
@@ -136,19 +137,23 @@ def _eager(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    bias: Tensor | None,
+    curve: Tensor | None,
     mask: Tensor | None,
     scale: float,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
     """The definition, its softmax in float32: (batch, query, heads, channels), (batch, heads, query, key)."""
-    scores = (query @ key.transpose(-1, -2)).float() * scale
-    if bias is not None:
-        scores = scores + bias
+    # Backwards, so that the bias is a view of the curve here, too.
+    scores = (query.flip(2) @ key.transpose(-1, -2)).float()
+    if curve is not None:
+        bias = toeplitz_view(curve, query.shape[2], key.shape[2])
+        scores = torch.add(bias, scores, alpha=scale)
+    else:
+        scores = scores * scale
     if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
+        scores = scores.masked_fill(~mask.flip(2), torch.finfo(torch.float32).min)
     probabilities = F.dropout(scores.softmax(-1).to(value.dtype), p=dropout, training=dropout > 0)
-    return (probabilities @ value).transpose(1, 2), probabilities
+    return (probabilities @ value).transpose(1, 2).flip(1), probabilities.flip(2)
 
 
 def _in_blocks(
@@ -164,15 +169,13 @@ def _in_blocks(
     """The definition for a few queries at a time, done again in the backward pass: memory stays linear."""
 
     def block(queries: slice, keys: slice, place: int) -> Tensor:
-        rows = query[:, :, queries]
-        bias = None
-        if curve is not None:
-            bias = toeplitz_matrix(curve[..., place:], rows.shape[2], keys.stop)
+        along = None if curve is None else curve[..., place:]
         seen = None if mask is None else mask[..., keys]
-        return _eager(rows, key[:, :, keys], value[:, :, keys], bias, seen, scale, dropout)[0]
+        rows = query[:, :, queries]
+        return _eager(rows, key[:, :, keys], value[:, :, keys], along, seen, scale, dropout)[0]
 
     blocks = [
         checkpoint(block, *where, use_reentrant=False)
-        for where in query_blocks(query.shape[2], key.shape[2], causal)
+        for where in query_blocks(query.shape[2], key.shape[2], _BLOCK, causal)
     ]
     return torch.cat(blocks[::-1], dim=1)

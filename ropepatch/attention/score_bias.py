@@ -1,10 +1,10 @@
 """Biases that depend on the distance between query and key only: one curve per head, never a matrix."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ropepatch.attention.lengths import announced_lengths
 from ropepatch.methods.base import AlibiGeometry, Method, RelativeGeometry
@@ -65,15 +65,15 @@ class BucketBias:
 
     geometry: RelativeGeometry
     method: Method | None
-    table: nn.Embedding  #: (buckets, heads); read at every call, so it may be trained
+    owner: (
+        Any  #: the attention module that holds the table; asked at every call, as PEFT may wrap it
+    )
 
     def buckets(self, distances: Tensor) -> Tensor:
         """The bucket of every distance. (n,) → (n,)"""
-        # On the host: a bucket's border must not depend on how a device rounds a logarithm.
-        relative_position = -distances.cpu()
         if self.method is None:
-            return self.geometry.buckets(relative_position)
-        return self.method.relative(self.geometry, relative_position)
+            return self.geometry.buckets(-distances)
+        return self.method.relative(self.geometry, -distances)
 
     def is_scaled(self) -> bool:
         """See ScoreBias."""
@@ -87,5 +87,6 @@ class BucketBias:
 
     def curve(self, distances: Tensor, lengths: Tensor) -> Tensor:
         """See ScoreBias."""
-        rows = self.table.weight[self.buckets(distances).to(self.table.weight.device)]
+        # Called and not indexed, so that whoever keeps the table elsewhere or trains a copy is heard.
+        rows: Tensor = self.owner.relative_attention_bias(self.buckets(distances))
         return rows.t()[None].float().contiguous().to(distances.device)
