@@ -74,7 +74,8 @@ def _compact(mask: object, rows: int, queries: int, keys: int, device: torch.dev
     if mask.dim() == 2 and shape[0] == rows and queries <= shape[1] <= keys:
         # A static cache has more places than the mask speaks of; causality hides them.
         return F.pad(mask.bool(), (0, keys - shape[1]), value=False)[:, None, None].to(device)
-    if mask.dim() == 4 and shape[0] in (1, rows) and shape[2] in (1, queries) and shape[3] == keys:
+    rest = shape[1:] in ((1, 1, keys), (1, queries, keys))
+    if mask.dim() == 4 and shape[0] in (1, rows) and rest:
         return mask.bool().to(device)
     raise MaskError(
         f"the attention mask has shape {shape}; allowed: ({rows}, {keys}) for {rows} rows of "
