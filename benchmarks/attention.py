@@ -42,7 +42,7 @@ def attention_step(cell: Cell, length: int) -> tuple[Step, list[Tensor]]:
         )
         return seen.flatten(2)
 
-    tables = [bias.table.weight] if isinstance(bias, BucketBias) else []
+    tables = list(bias.owner.parameters()) if isinstance(bias, BucketBias) else []
     return step, leaves + [table for table in tables if table.requires_grad]
 
 
@@ -53,6 +53,6 @@ def _alibi(length: int) -> AlibiBias:
 
 def _buckets(length: int, *, trained: bool) -> BucketBias:
     geometry = RelativeGeometry(bidirectional=True, original_max_position_embeddings=length)
-    table = nn.Embedding(geometry.num_buckets, HEADS)
-    table.weight.requires_grad_(trained)
-    return BucketBias(geometry, None, table)
+    owner = nn.Module()
+    owner.relative_attention_bias = nn.Embedding(geometry.num_buckets, HEADS)
+    return BucketBias(geometry, None, owner.requires_grad_(trained))

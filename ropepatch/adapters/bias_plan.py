@@ -1,6 +1,7 @@
 """From a model with score biases and a method to the list of changes that a patch makes."""
 
 import importlib.util
+import logging
 import shutil
 from collections.abc import Callable
 from typing import Any, get_args
@@ -33,6 +34,10 @@ from ropepatch.surgery import AttributeChange, Change, EntryChange, HookChange
 
 # A property of every transformers config that cannot be set: a config saved with it does not load.
 REFUSAL = "use_return_dict"
+# To save a config, transformers reads all its properties, and warns of this one.
+logging.getLogger("transformers.configuration_utils").addFilter(
+    lambda record: f"`{REFUSAL}` is deprecated" not in record.getMessage()
+)
 
 
 def plan_bias(

@@ -1,5 +1,6 @@
 """Attention with a bias by distance: which way of computing it fits the call."""
 
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -18,9 +19,28 @@ from ropepatch.attention.toeplitz import (
 )
 
 Kernel = Literal["auto", "folded", "toeplitz", "flex", "eager"]
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+
 _BLOCK = 64  # queries whose scores are made at a time: with some thousand keys they fit a cache
 
-KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of attention, keys and values as long as they can be seen, for all heads."""
+
+    query: Tensor  #: (batch, heads, query, channels)
+    key: Tensor  #: (batch, heads, key, channels)
+    value: Tensor
+    mask: Tensor | None  #: bool (batch or 1, heads or 1, query or 1, key)
+    causal: bool  #: queries see earlier keys only, as the curve says
+    scale: float
+    dropout: float
+    curve: Tensor | None = None  #: float32 (1 or batch, heads, query + key − 1)
+
+    @property
+    def key_mask(self) -> Tensor | None:
+        """The mask of padding alone. (batch, key)"""
+        return None if self.mask is None else self.mask[:, 0, 0]
 
 
 def biased_attention(
@@ -42,53 +62,28 @@ def biased_attention(
     `mask` is bool, True where a key may be seen: (batch, 1, 1, key) tells padding; (…, query, key) tells
     all, what is causal too. `offset` counts the keys before the first query.
     """
-    queries, heads = query.shape[2], query.shape[1]
+    heads, queries = query.shape[1:3]
     dense = mask is not None and mask.shape[2] > 1
     causal = causal and not dense
-    if causal and isinstance(offset, int):  # what follows in a static cache is empty
-        key, value = key[:, :, : offset + queries], value[:, :, : offset + queries]
-    key, value = key.expand(-1, heads, -1, -1), value.expand(-1, heads, -1, -1)
-    mask = None if mask is None else mask[..., : key.shape[2]]
-    curve = None
+    # What follows in a static cache is empty.
+    keys = offset + queries if causal and isinstance(offset, int) else key.shape[2]
+    key, value = (states[:, :, :keys].expand(-1, heads, -1, -1) for states in (key, value))
+    mask = None if mask is None else mask[..., :keys]
+    call = _Call(query, key, value, mask, causal, scale, dropout)
+    lengths = _lengths(mask, query, offset)
     if bias is not None:
-        distances = reversed_distances(queries, key.shape[2], offset, query)
-        curve = bias.curve(distances, _lengths(mask, query, offset))
+        distances = reversed_distances(queries, keys, offset, query)
+        curve = bias.curve(distances, lengths)
         if causal:
             curve = curve.masked_fill(distances < 0, -torch.inf)
+        call = replace(call, curve=curve)
     # Attention is float32 inside, whatever autocast would make of the bias.
     with torch.autocast(query.device.type, enabled=False):
         if queries == 1 or dense or kernel == "eager":
-            return _eager(query, key, value, curve, mask, scale, dropout)
-        mask = None if mask is None or _is_full(mask) else mask
-        way = _way(kernel, bias, curve, query, dropout, offset)
-        if way == "blocks":
-            return _in_blocks(query, key, value, curve, mask, causal, scale, dropout), None
-        if curve is None or bias is None:
-            out = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale
-            )
-            return out.transpose(1, 2), None
-        key_mask = None if mask is None else mask[:, 0, 0]
-        if way == "toeplitz":
-            return toeplitz_attention(
-                query, key, value, curve, key_mask=key_mask, causal=causal, scale=scale
-            ), None
-        if way == "flex":
-            return flex_attention_by_distance(
-                query, key, value, curve, key_mask=key_mask, scale=scale
-            ), None
-        assert isinstance(bias, AlibiBias)
-        slopes = bias.slopes(_lengths(mask, query, offset))
-        return folded_attention(
-            query,
-            key,
-            value,
-            slopes,
-            key_mask=key_mask,
-            causal=causal,
-            scale=scale,
-            dropout=dropout,
-        ), None
+            return _eager(call)
+        if mask is not None and not torch.compiler.is_compiling() and bool(mask.all()):
+            call = replace(call, mask=None)  # not asked while compiling: it would split the graph
+        return _fused(call, bias, kernel, lengths, isinstance(offset, int)), None
 
 
 def _lengths(mask: Tensor | None, query: Tensor, offset: int | Tensor) -> Tensor:
@@ -100,82 +95,83 @@ def _lengths(mask: Tensor | None, query: Tensor, offset: int | Tensor) -> Tensor
     )
 
 
-def _is_full(mask: Tensor) -> bool:
-    """Whether nothing is masked; not asked while compiling, where the answer would split the graph."""
-    return not torch.compiler.is_compiling() and bool(mask.all())
-
-
-def _way(
-    kernel: Kernel,
-    bias: ScoreBias | None,
-    curve: Tensor | None,
-    query: Tensor,
-    dropout: float,
-    offset: int | Tensor,
-) -> str:
-    """The kernel asked for, or "blocks" where that cannot do what the call needs."""
+def _fused(
+    call: _Call, bias: ScoreBias | None, kernel: Kernel, lengths: Tensor, offset_is_known: bool
+) -> Tensor:
+    """The kernel asked for or the fastest, or in blocks where that cannot do what the call needs."""
+    query, key, value = call.query, call.key, call.value
     on_cpu = query.device.type == "cpu"
-    if bias is None or curve is None:
-        return "blocks" if dropout and on_cpu else "plain"
+    if bias is None or call.curve is None:
+        if call.dropout > 0 and on_cpu:
+            return _in_blocks(call)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=call.mask, dropout_p=call.dropout, scale=call.scale
+        ).transpose(1, 2)
     if kernel == "auto":
-        fused = "flex" if query.is_cuda else "blocks"
-        kernel_here = "toeplitz" if on_cpu else "folded" if isinstance(bias, AlibiBias) else fused
-    else:
-        kernel_here = kernel
-    # CPU kernels have no dropout; no kernel gives the gradient of a bias; flex has none at all on a CPU.
+        by_table: Kernel = "toeplitz" if on_cpu else "flex"
+        kernel = "folded" if isinstance(bias, AlibiBias) and not on_cpu else by_table
+    # The gradient of a bias, and dropout, are beyond the kernels that read it.
+    plain = not call.curve.requires_grad and call.dropout == 0
+    if kernel == "toeplitz" and plain:
+        return toeplitz_attention(
+            query,
+            key,
+            value,
+            call.curve,
+            key_mask=call.key_mask,
+            causal=call.causal,
+            scale=call.scale,
+        )
     in_training = torch.is_grad_enabled() and query.requires_grad
-    cannot = (
-        curve.requires_grad
-        or (dropout > 0 and (on_cpu or kernel_here != "folded"))
-        or (kernel_here == "flex" and on_cpu and in_training)
-        or (kernel_here == "folded" and not isinstance(offset, int))
-    )
-    return "blocks" if cannot else kernel_here
+    if kernel == "flex" and plain and (query.is_cuda or (on_cpu and not in_training)):
+        return flex_attention_by_distance(
+            query, key, value, call.curve, key_mask=call.key_mask, scale=call.scale
+        )
+    folds = offset_is_known and (plain or not on_cpu)
+    if kernel == "folded" and isinstance(bias, AlibiBias) and folds:
+        return folded_attention(
+            query,
+            key,
+            value,
+            bias.slopes(lengths),
+            key_mask=call.key_mask,
+            causal=call.causal,
+            scale=call.scale,
+            dropout=call.dropout,
+        )
+    return _in_blocks(call)
 
 
-def _eager(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    curve: Tensor | None,
-    mask: Tensor | None,
-    scale: float,
-    dropout: float,
-) -> tuple[Tensor, Tensor]:
+def _eager(call: _Call) -> tuple[Tensor, Tensor]:
     """The definition, its softmax in float32: (batch, query, heads, channels), (batch, heads, query, key)."""
     # Backwards, so that the bias is a view of the curve here, too.
-    scores = (query.flip(2) @ key.transpose(-1, -2)).float()
-    if curve is not None:
-        bias = toeplitz_view(curve, query.shape[2], key.shape[2])
-        scores = torch.add(bias, scores, alpha=scale)
+    scores = (call.query.flip(2) @ call.key.transpose(-1, -2)).float()
+    if call.curve is None:
+        scores = scores * call.scale
     else:
-        scores = scores * scale
-    if mask is not None:
-        scores = scores.masked_fill(~mask.flip(2), torch.finfo(torch.float32).min)
-    probabilities = F.dropout(scores.softmax(-1).to(value.dtype), p=dropout, training=dropout > 0)
-    return (probabilities @ value).transpose(1, 2).flip(1), probabilities.flip(2)
+        bias = toeplitz_view(call.curve, call.query.shape[2], call.key.shape[2])
+        scores = torch.add(bias, scores, alpha=call.scale)
+    if call.mask is not None:
+        scores = scores.masked_fill(~call.mask.flip(2), torch.finfo(torch.float32).min)
+    probabilities = scores.softmax(-1).to(call.value.dtype)
+    probabilities = F.dropout(probabilities, call.dropout, training=call.dropout > 0)
+    return (probabilities @ call.value).transpose(1, 2).flip(1), probabilities.flip(2)
 
 
-def _in_blocks(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    curve: Tensor | None,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float,
-    dropout: float,
-) -> Tensor:
+def _in_blocks(call: _Call) -> Tensor:
     """The definition for a few queries at a time, done again in the backward pass: memory stays linear."""
 
     def block(queries: slice, keys: slice, place: int) -> Tensor:
-        along = None if curve is None else curve[..., place:]
-        seen = None if mask is None else mask[..., keys]
-        rows = query[:, :, queries]
-        return _eager(rows, key[:, :, keys], value[:, :, keys], along, seen, scale, dropout)[0]
+        part = replace(
+            call,
+            query=call.query[:, :, queries],
+            key=call.key[:, :, keys],
+            value=call.value[:, :, keys],
+            mask=None if call.mask is None else call.mask[..., keys],
+            curve=None if call.curve is None else call.curve[..., place:],
+        )
+        return _eager(part)[0]
 
-    blocks = [
-        checkpoint(block, *where, use_reentrant=False)
-        for where in query_blocks(query.shape[2], key.shape[2], _BLOCK, causal)
-    ]
+    places = query_blocks(call.query.shape[2], call.key.shape[2], _BLOCK, call.causal)
+    blocks = [checkpoint(block, *place, use_reentrant=False) for place in places]
     return torch.cat(blocks[::-1], dim=1)
