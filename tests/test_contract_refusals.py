@@ -33,15 +33,11 @@ def gptj():
     return transformers.GPTJForCausalLM(transformers.GPTJConfig(**SMALL, **sizes))
 
 
-def bloom():
-    sizes = {"hidden_size": 32, "n_layer": 2, "n_head": 4}
-    return transformers.BloomForCausalLM(transformers.BloomConfig(**SMALL, **sizes))
-
-
-def t5():
+def longt5():
+    """Its local attention has relative biases between blocks."""
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}
-    config = transformers.T5Config(**SMALL, **sizes, decoder_start_token_id=0)
-    return transformers.T5ForConditionalGeneration(config)
+    config = transformers.LongT5Config(**SMALL, **sizes, decoder_start_token_id=0)
+    return transformers.LongT5ForConditionalGeneration(config)
 
 
 def deepseek_v2():
@@ -53,10 +49,6 @@ def deepseek_v2():
 
 def llama4():
     return tiny_model("llama4_text", head_dim=16, intermediate_size_mlp=32, num_local_experts=2)
-
-
-def falcon_with_alibi():
-    return tiny_model("falcon", alibi=True)
 
 
 def qwen2_vl():
@@ -81,11 +73,9 @@ def tampered_llama():
 REFUSED = {
     gpt2: "no rotary module; found transformer.wpe",
     gptj: "no rotary module",
-    bloom: "BloomForCausalLM .* no rotary module",
-    t5: "no rotary module; found .*relative_attention_bias",
+    longt5: "LongT5.*Attention at .* has relative biases of another kind",
     deepseek_v2: "DeepseekV2RotaryEmbedding at 'model.rotary_emb' returns something else",
     llama4: "Llama4TextRotaryEmbedding at 'model.rotary_emb' returns something else",
-    falcon_with_alibi: "ALiBi",
     qwen2_vl: "several positions for each token",
     granite_swa: "'model.rotary_embs.0' is one of a list",
     tampered_llama: "the frequencies at 'model.rotary_emb' are not 10000",
