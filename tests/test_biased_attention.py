@@ -47,7 +47,7 @@ def test_every_precision_equals_the_definition(bias, way, causal, dtype, length,
 
 
 @EVERY_WAY
-@pytest.mark.parametrize("length", [1, 255, 256, 700])
+@pytest.mark.parametrize("length", [1, 255, 256, 530])
 @pytest.mark.parametrize("padding", [False, True])
 def test_every_length_equals_the_definition(bias, way, causal, length, padding):
     """Around the 256 queries by which the kernels are split, and several of them with a rest."""
@@ -57,7 +57,7 @@ def test_every_length_equals_the_definition(bias, way, causal, length, padding):
 
 @pytest.mark.parametrize(("bias", "way", "causal"), [each for each in WAYS if each[2]])
 @EVERY_DTYPE
-@pytest.mark.parametrize(("queries", "past"), [(1, 300), (64, 200), (257, 9), (2, 1)])
+@pytest.mark.parametrize(("queries", "past"), [(1, 300), (64, 200), (257, 9)])
 @pytest.mark.parametrize("padding", [False, True])
 def test_queries_after_cached_keys_equal_the_definition(
     bias, way, causal, dtype, queries, past, padding
