@@ -185,6 +185,10 @@ def load_model(directory: Path, kwargs: dict[str, Any]) -> PreTrainedModel:
     delattr(text, CONFIG_KEY)
     model_class = getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM)
     model = apply(manifest, model_class.from_pretrained(directory, config=config, **kwargs))
+    if REFUSAL in read_json(directory / "config.json"):
+        # peft reads a base's config with plain transformers, which would refuse it, when an adapter is
+        # saved; a base that is named by a file it leaves alone.
+        model.name_or_path = str(directory.resolve() / "config.json")
     live = text_config(model)
     edited = [name for name, value in written.items() if getattr(live, name) != value]
     if edited:
@@ -247,6 +251,7 @@ def load_base(directory: Path, kwargs: dict[str, Any]) -> nn.Module:
         raise CheckpointError(
             f"{directory / ADAPTER_CONFIG} does not name its base model; pass base_model="
         )
+    name = name.removesuffix("/config.json")
     try:
         local = (Path(name) / "config.json").is_file()
         config = read_config(Path(name)) if local else AutoConfig.from_pretrained(name)

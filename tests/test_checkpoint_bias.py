@@ -160,6 +160,14 @@ def test_an_adapter_patches_its_base(kind, method, base, tmp_path):
     assert verify(loaded).method == method
 
 
+@pytest.mark.parametrize("kind", ["bloom", "t5"])
+def test_an_adapter_whose_base_was_saved_patched_finds_it(kind, tmp_path):
+    saved(kind, "linear", tmp_path)
+    model = with_lora(load_pretrained(tmp_path / "model"))
+    directory = save_pretrained(model, tmp_path / "adapter")
+    assert torch.equal(answers(load_pretrained(directory).eval(), IDS), answers(model, IDS))
+
+
 def test_an_adapter_for_one_part_does_not_go_on_a_base_with_the_other(tmp_path):
     model = with_lora(patch_model(fresh_bias_model("t5"), "log", 4, part="encoder"))
     directory = save_pretrained(model, tmp_path / "adapter")
