@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import ge, gt, le
 from typing import Any, ClassVar
 
 import torch
@@ -26,24 +27,17 @@ def require_number(
     at_most: float | None = None,
 ) -> None:
     """Raise MethodOptionError unless `given` is one finite number within the bounds."""
-    bounds = [
-        f"{sign} {bound:g}"
-        for sign, bound in ((">=", at_least), (">", above), ("<=", at_most))
-        if bound is not None
-    ]
-    allowed = " ".join(["a finite number", " and ".join(bounds)]).rstrip()
+    checks = ((">=", at_least, ge), (">", above, gt), ("<=", at_most, le))
+    bounds = [(sign, bound, holds) for sign, bound, holds in checks if bound is not None]
     if (
         isinstance(given, bool)
         or not isinstance(given, int | float)
         or not abs(given) <= sys.float_info.max
+        or not all(holds(given, bound) for _, bound, holds in bounds)
     ):
-        raise MethodOptionError(f"{option} is {given!r}; allowed: {allowed}")
-    if (
-        (at_least is not None and given < at_least)
-        or (above is not None and given <= above)
-        or (at_most is not None and given > at_most)
-    ):
-        raise MethodOptionError(f"{option} is {given!r}; allowed: {allowed}")
+        allowed = " and ".join(f"{sign} {bound:g}" for sign, bound, _ in bounds)
+        message = f"{option} is {given!r}; allowed: a finite number {allowed}"
+        raise MethodOptionError(message.rstrip())
 
 
 def require_count(option: str, given: object, unit: str, *, at_least: int = 1) -> None:
