@@ -82,18 +82,15 @@ def make_method(name: str, **options: Any) -> Method:
                 f"{cls.name!r} has no option {option!r}{did_you_mean(option, known)}; options: "
                 f"{', '.join(known)}"
             )
-    try:
-        return cls(**options)
-    except TypeError as error:
-        required = [
-            field.name
-            for field in dataclasses.fields(cls)
-            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        ]
-        missing = [option for option in required if option not in options]
-        if not missing:
-            raise
-        raise MethodOptionError(f"{cls.name!r} needs the option(s) {', '.join(missing)}") from error
+    missing = [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.init and field.default is field.default_factory is dataclasses.MISSING
+        if field.name not in options
+    ]
+    if missing:
+        raise MethodOptionError(f"{cls.name!r} needs the option(s) {', '.join(missing)}")
+    return cls(**options)
 
 
 def methods_for(mechanism: str | None = None) -> list[str]:
