@@ -37,9 +37,7 @@ class Ntk(Method):
     by their place on a logarithmic scale.
     """
 
-    alpha: float | None = (
-        None  #: slow-down of the last pair or gentlest slope; `factor` if not given
-    )
+    alpha: float | None = None  #: slow-down of the last pair or gentlest slope; default: `factor`
 
     def __post_init__(self) -> None:
         super().__post_init__()
