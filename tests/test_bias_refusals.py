@@ -161,3 +161,30 @@ def test_a_mask_of_the_decoder_that_cannot_be_one_is_refused(kind):
     model = patch_model(fresh_bias_model(kind), "linear", 4)
     with pytest.raises(MaskError, match=r"shape \(2, 23\)"):
         model(**inputs(model, IDS) | {"decoder_attention_mask": torch.ones(2, 23).long()})
+
+
+@pytest.mark.parametrize("kind", ["bloom", "falcon"])
+def test_padding_between_tokens_is_refused_where_stock_does_not_count_it(kind):
+    mask = torch.ones_like(IDS)
+    mask[1, 10:13] = 0
+    with pytest.raises(MaskError, match=r"row 1 .*padding between tokens.*pad on the left"):
+        answers(patch_model(fresh_bias_model(kind), "linear", 4), IDS, attention_mask=mask)
+
+
+def test_padding_between_tokens_counts_as_distance_in_mpt_as_in_stock():
+    model = fresh_bias_model("mpt")
+    mask = torch.ones_like(IDS)
+    mask[1, 10:13] = 0
+    stock = answers(model, IDS, attention_mask=mask)
+    patched_answers = answers(patch_model(model, "linear", 1), IDS, attention_mask=mask)
+    torch.testing.assert_close(patched_answers[mask.bool()], stock[mask.bool()], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ALIBI_KINDS)
+def test_a_mask_of_the_new_tokens_alone_is_refused(kind):
+    model = patch_model(fresh_bias_model(kind), "linear", 4)
+    cache = DynamicCache(config=model.config)
+    model(input_ids=IDS, past_key_values=cache, use_cache=True)
+    with pytest.raises(MaskError, match=r"shape \(2, 3\); allowed: \(2, 27\)"):
+        model(input_ids=IDS[:, :3], past_key_values=cache, attention_mask=torch.ones(2, 3).long())
+    assert cache.get_seq_length() == IDS.shape[1]

@@ -151,12 +151,12 @@ def _stack_changes(stack: BiasStack, biases: dict[Any, ScoreBias], kernel: Kerne
         changes.append(AttributeChange(each.module, forward_attribute(each.module), forward))
     if as_stock:
         return changes
+    counts_tokens = False
     if stack.mechanism == "alibi":
-        builder = ALIBI[type(stack.attentions[0].module).__name__][1]
-        changes.append(
-            AttributeChange(stack.module, builder, False if builder == "use_alibi" else no_bias)
-        )
-    return [*changes, HookChange(stack.module, CompactMasks(stack.causal))]
+        _, builder, counts_tokens = ALIBI[type(stack.attentions[0].module).__name__]
+        instead = False if builder == "use_alibi" else no_bias
+        changes.append(AttributeChange(stack.module, builder, instead))
+    return [*changes, HookChange(stack.module, CompactMasks(stack.causal, counts_tokens))]
 
 
 def _config_changes(

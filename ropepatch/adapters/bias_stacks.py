@@ -24,12 +24,12 @@ from ropepatch.methods.base import AlibiGeometry, RelativeGeometry
 Part = Literal["encoder", "decoder"]
 
 # ALiBi leaves no module behind to be found by: the class of the attention module, what replaces its
-# forward, the attribute by which its stack makes or wants the bias.
-ALIBI: dict[str, tuple[type[BiasedForward], str]] = {
-    "BloomAttention": (BloomForward, "build_alibi_tensor"),
-    "MptAttention": (MptForward, "build_mpt_alibi_tensor"),
-    "FalconAttention": (FalconForward, "use_alibi"),
-    "FalconFlashAttention2": (FalconForward, "use_alibi"),
+# forward, the attribute by which its stack makes or wants the bias, whether padding is no distance.
+ALIBI: dict[str, tuple[type[BiasedForward], str, bool]] = {
+    "BloomAttention": (BloomForward, "build_alibi_tensor", True),
+    "MptAttention": (MptForward, "build_mpt_alibi_tensor", False),
+    "FalconAttention": (FalconForward, "use_alibi", True),
+    "FalconFlashAttention2": (FalconForward, "use_alibi", True),
 }
 # T5's attention is known by what its forward calls the states that cross-attention reads.
 RELATIVE: dict[str, type[BiasedForward]] = {

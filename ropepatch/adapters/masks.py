@@ -21,6 +21,7 @@ class CompactMasks:
     """Hook around the forward of a stack of layers: replaces its attention masks."""
 
     causal: bool
+    counts_tokens: bool = False  #: stock counts distances over tokens alone, as BLOOM does
 
     def __call__(
         self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: object
@@ -38,14 +39,18 @@ class CompactMasks:
         seen, keys = _cache_sizes(getattr(cache, "self_attention_cache", cache), queries)
         dense = given.get("output_attentions")
         dense = stack.config.output_attentions if dense is None else dense  # type: ignore[union-attr]
-        mask = _compact(given.get("attention_mask"), rows, queries, keys, inputs.device)
+        least = keys if isinstance(seen, int) and seen + queries == keys else queries
+        mask = _compact(given.get("attention_mask"), rows, queries, (least, keys), inputs.device)
+        if self.counts_tokens and mask.shape[2] == 1:
+            _require_no_gap(mask[:, 0, 0])
         if dense:
             mask = _dense(mask, queries, keys, seen, self.causal)
         given["attention_mask"] = mask
         memory = given.get("encoder_hidden_states")
         if memory is not None:
             across = given.get("encoder_attention_mask")
-            across = _compact(across, rows, queries, memory.shape[1], inputs.device)
+            sizes = (memory.shape[1], memory.shape[1])
+            across = _compact(across, rows, queries, sizes, inputs.device)
             if dense:
                 across = _dense(across, queries, memory.shape[1], 0, causal=False)
             given["encoder_attention_mask"] = across
@@ -59,8 +64,15 @@ def _cache_sizes(cache: Cache | None, queries: int) -> tuple[int | Tensor, int]:
     return cache.get_seq_length(), int(cache.get_mask_sizes(queries, 0)[0])
 
 
-def _compact(mask: object, rows: int, queries: int, keys: int, device: torch.device) -> Tensor:
-    """A mask as given, as bool of four dimensions. Raises MaskError for what cannot be one."""
+def _compact(
+    mask: object, rows: int, queries: int, sizes: tuple[int, int], device: torch.device
+) -> Tensor:
+    """A mask as given, as bool of four dimensions. Raises MaskError for what cannot be one.
+
+    `sizes` are the fewest keys that a padding mask may speak of, and all keys: a static cache has more
+    places than are taken, and causality hides the rest.
+    """
+    least, keys = sizes
     if mask is None:
         return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
     if not isinstance(mask, Tensor):
@@ -71,8 +83,7 @@ def _compact(mask: object, rows: int, queries: int, keys: int, device: torch.dev
             "and 0 for padding; pass mask.bool() if that is what it means"
         )
     shape = tuple(mask.shape)
-    if mask.dim() == 2 and shape[0] == rows and queries <= shape[1] <= keys:
-        # A static cache has more places than the mask speaks of; causality hides them.
+    if mask.dim() == 2 and shape[0] == rows and least <= shape[1] <= keys:
         return F.pad(mask.bool(), (0, keys - shape[1]), value=False)[:, None, None].to(device)
     rest = shape[1:] in ((1, 1, keys), (1, queries, keys))
     if mask.dim() == 4 and shape[0] in (1, rows) and rest:
@@ -81,6 +92,19 @@ def _compact(mask: object, rows: int, queries: int, keys: int, device: torch.dev
         f"the attention mask has shape {shape}; allowed: ({rows}, {keys}) for {rows} rows of "
         f"{keys} tokens, cached ones included, or (1 or {rows}, 1, {queries}, {keys})"
     )
+
+
+def _require_no_gap(mask: Tensor) -> None:
+    """Raise MaskError for padding between tokens of a row, (batch, key): distances would count it."""
+    if torch.compiler.is_compiling() or mask.shape[1] < 2:
+        return
+    starts = (mask[:, 1:] & ~mask[:, :-1]).sum(-1) + mask[:, 0]
+    if bool((starts > 1).any()):
+        row = int(starts.gt(1).nonzero()[0])
+        raise MaskError(
+            f"row {row} of the attention mask has padding between tokens, which ALiBi would count as "
+            "distance; pad on the left, so that what is generated follows the prompt"
+        )
 
 
 def _dense(mask: Tensor, queries: int, keys: int, seen: int | Tensor, causal: bool) -> Tensor:
