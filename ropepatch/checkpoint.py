@@ -48,9 +48,7 @@ ADAPTER = ("adapter_*", SIDECAR)
 
 
 def save_pretrained(
-    model: nn.Module,
-    directory: str | Path,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    model: nn.Module, directory: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Path:
     """Save a model or PEFT adapter with its patch, and return the directory. Atomic.
 
@@ -172,24 +170,23 @@ def load_model(directory: Path, kwargs: dict[str, Any]) -> PreTrainedModel:
     """A full checkpoint, loaded unpatched and patched again."""
     config = read_config(directory)
     text = decoder_config(config)
-    content = getattr(text, CONFIG_KEY, None)
     where = str(directory / "config.json")
-    if content is None:
+    manifest = Manifest.in_config(text, where)
+    if manifest is None:
         raise SidecarError(
             f"{where} names no ropepatch patch; load it with transformers' from_pretrained"
         )
-    manifest = Manifest.from_json(content, where)
     written = {name: getattr(text, name) for name in manifest.unpatched}
     for name, value in manifest.unpatched.items():
         setattr(text, name, value)
     delattr(text, CONFIG_KEY)
     model_class = getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM)
     model = apply(manifest, model_class.from_pretrained(directory, config=config, **kwargs))
-    if REFUSAL in read_json(directory / "config.json"):
+    live = text_config(model)
+    if REFUSAL in vars(live):
         # peft reads a base's config with plain transformers, which would refuse it, when an adapter is
         # saved; a base that is named by a file it leaves alone.
         model.name_or_path = str(directory.resolve() / "config.json")
-    live = text_config(model)
     edited = [name for name, value in written.items() if getattr(live, name) != value]
     if edited:
         raise SidecarError(
@@ -273,21 +270,21 @@ def patch_base(base: nn.Module, manifest: Manifest) -> bool:
 
     Raises BaseMismatchError when the base carries another patch or scaling.
     """
-    content = getattr(text_config(pretrained_model(base)), CONFIG_KEY, None)
-    if content is not None:
-        found = Manifest.from_json(content, "the base's config")
+    root = pretrained_model(base)
+    found = Manifest.in_config(text_config(root), "the base's config")
+    if found is not None:
         if not found.same_patch(manifest):
             raise BaseMismatchError(
                 f"the adapter was trained on {manifest.summary()}, but its base has {found.summary()};"
                 " load it on an unpatched base"
             )
         if patch_info(base) is None:
-            verify_native(pretrained_model(base))
+            verify_native(root)
         return False
     if manifest.method is None:
         return False
     try:
-        apply(manifest, pretrained_model(base))
+        apply(manifest, root)
     except AlreadyScaledError as error:
         raise BaseMismatchError(
             f"the adapter was trained on {manifest.summary()}, but its base's own config scales its"

@@ -71,10 +71,10 @@ class Manifest:
         return {**content, "digest": digest(content)}
 
     @classmethod
-    def in_config(cls, config: object) -> Self | None:
+    def in_config(cls, config: object, where: str = "the config") -> Self | None:
         """The manifest that a config holds, or None. Raises SidecarError when it was edited."""
         content = getattr(config, CONFIG_KEY, None)
-        return None if content is None else cls.from_json(content, "the config")
+        return None if content is None else cls.from_json(content, where)
 
     @classmethod
     def from_json(cls, content: object, where: str) -> Self:

@@ -60,34 +60,31 @@ class AttributeChange:
         self.before = _own_attribute(self.target, self.attribute)
         # A dict is copied, so that an edit of it in place can be told from what was put there.
         after = copy.deepcopy(self.after) if isinstance(self.after, dict) else self.after
-        self._set(after)
+        self._put(after)
 
     def revert(self) -> None:
-        if self.before is not ABSENT:
-            self._set(self.before)
-        elif _own_attribute(self.target, self.attribute) is not ABSENT:
-            self._delete()
+        self._put(self.before)
 
     def is_live(self) -> bool:
         live = _own_attribute(self.target, self.attribute)
         return live is self.after or (not isinstance(live, nn.Module) and bool(live == self.after))
 
-    def _set(self, value: object) -> None:
-        setattr(self.target, self.attribute, value)
-
-    def _delete(self) -> None:
-        delattr(self.target, self.attribute)
+    def _put(self, value: object) -> None:
+        if value is not ABSENT:
+            setattr(self.target, self.attribute, value)
+        elif _own_attribute(self.target, self.attribute) is not ABSENT:
+            delattr(self.target, self.attribute)
 
 
 @dataclass
 class EntryChange(AttributeChange):
     """The same behind a property's back: a value that is saved with a config but never read from it."""
 
-    def _set(self, value: object) -> None:
-        vars(self.target)[self.attribute] = value
-
-    def _delete(self) -> None:
-        del vars(self.target)[self.attribute]
+    def _put(self, value: object) -> None:
+        if value is not ABSENT:
+            vars(self.target)[self.attribute] = value
+        else:
+            vars(self.target).pop(self.attribute, None)
 
 
 @dataclass

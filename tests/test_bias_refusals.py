@@ -168,15 +168,15 @@ def test_padding_between_tokens_is_refused_where_stock_does_not_count_it(kind):
     mask = torch.ones_like(IDS)
     mask[1, 10:13] = 0
     with pytest.raises(MaskError, match=r"row 1 .*padding between tokens.*pad on the left"):
-        answers(patch_model(fresh_bias_model(kind), "linear", 4), IDS, attention_mask=mask)
+        answers(patch_model(fresh_bias_model(kind), "linear", 4), IDS, mask)
 
 
 def test_padding_between_tokens_counts_as_distance_in_mpt_as_in_stock():
     model = fresh_bias_model("mpt")
     mask = torch.ones_like(IDS)
     mask[1, 10:13] = 0
-    stock = answers(model, IDS, attention_mask=mask)
-    patched_answers = answers(patch_model(model, "linear", 1), IDS, attention_mask=mask)
+    stock = answers(model, IDS, mask)
+    patched_answers = answers(patch_model(model, "linear", 1), IDS, mask)
     torch.testing.assert_close(patched_answers[mask.bool()], stock[mask.bool()], rtol=0, atol=1e-5)
 
 

@@ -43,9 +43,7 @@ def native_parameters(
     if not is_scaled(frequencies, geometry.inv_freq).any():
         return {"rope_type": "default", "rope_theta": geometry.base}
     for candidate in (method.native(geometry), _as_longrope(method, geometry, frequencies)):
-        if candidate is not None and _reproduces(
-            config, module, layer_type, candidate, frequencies
-        ):
+        if candidate and _reproduces(config, module, layer_type, candidate, frequencies):
             return candidate
     raise UnsupportedModelError(
         f"transformers' {type(module).__name__} reproduces {method.name!r} neither by its own rope "

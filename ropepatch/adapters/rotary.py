@@ -17,11 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ropepatch.adapters.pretrained import text_config, text_modules
 from ropepatch.adapters.rope_parameters import parameters_of, scaling_types
 from ropepatch.attention.rotary import LAYOUTS, Layout, RotarySite, ScaledRotary
-from ropepatch.errors import (
-    MethodOptionError,
-    NothingPatchedError,
-    UnsupportedModelError,
-)
+from ropepatch.errors import MethodOptionError, NothingPatchedError, UnsupportedModelError
 from ropepatch.methods import Method, RotaryGeometry
 
 _DEFAULT_LAYER_TYPE = "full_attention"  # sliding-window layers never see beyond their window
