@@ -14,20 +14,30 @@ _BOUND = 1e-5  # relative, in float32; in bfloat16 stock's own error is the boun
 
 
 @dataclass(frozen=True)
+class Difference:
+    """How far an output is from the float64 one, relative to it."""
+
+    largest: float  #: largest difference over the largest output
+    typical: float  #: root of the mean square of the difference over that of the output
+
+
+@dataclass(frozen=True)
 class Error:
-    """Largest difference from the float64 output over the largest output."""
+    """The errors of stock and of ours in one place."""
 
     model: str
     dtype: str
     length: int
-    stock: float
-    ours: float
+    stock: Difference
+    ours: Difference
 
     @property
     def word(self) -> str:
         """`met` or `not met`."""
-        bound = _BOUND if self.dtype == "float32" else self.stock
-        return "met" if self.ours <= bound else "not met"
+        if self.dtype == "float32":
+            return "met" if self.ours.largest <= _BOUND else "not met"
+        # The largest of some million roundings to bfloat16 is a matter of luck; the typical is not.
+        return "met" if self.ours.typical <= self.stock.typical else "not met"
 
 
 def errors(
@@ -61,5 +71,9 @@ def _output(cell: Cell) -> Tensor:
     return step_of(variant_of(cell), cell.length, limit=False)()
 
 
-def _difference(output: Tensor, reference: Tensor) -> float:
-    return ((output.double() - reference).abs().max() / reference.abs().max()).item()
+def _difference(output: Tensor, reference: Tensor) -> Difference:
+    off = output.double() - reference
+    return Difference(
+        largest=(off.abs().max() / reference.abs().max()).item(),
+        typical=(off.square().mean().sqrt() / reference.square().mean().sqrt()).item(),
+    )

@@ -162,8 +162,8 @@ def print_accuracy(options: argparse.Namespace) -> None:
     """Errors of stock and ours against stock in float64, each as soon as it is known."""
     silence_transformers()
     torch.set_num_threads(1)
-    print("Largest error of the output over the largest output, against stock eager in float64")
-    header = ("model    ", "dtype    ", "tokens", "stock  ", "ours   ", "")
+    print("Relative error of the output against stock eager in float64: largest, typical (rms)")
+    header = ("model    ", "dtype    ", "tokens", "stock           ", "ours            ", "")
     print(aligned([header]))
     models = [model for model in options.models if model in ACCURACY_LENGTHS]
     for error in errors(models, options.dtypes, options.lengths):
@@ -171,8 +171,8 @@ def print_accuracy(options: argparse.Namespace) -> None:
             error.model,
             error.dtype,
             f"{error.length:,}",
-            f"{error.stock:.1e}",
-            f"{error.ours:.1e}",
+            f"{error.stock.largest:.1e} {error.stock.typical:.1e}",
+            f"{error.ours.largest:.1e} {error.ours.typical:.1e}",
         )
         print(aligned([header, (*texts, error.word)]).splitlines()[1], flush=True)
 
