@@ -16,12 +16,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from ropepatch.adapters.bias_plan import REFUSAL
+from ropepatch.adapters.bias_plan import REFUSALS
+from ropepatch.adapters.plan import NOTICE
 from ropepatch.adapters.pretrained import (
     decoder_config,
     pretrained_model,
@@ -168,7 +168,11 @@ def load_pretrained(
 
 def load_model(directory: Path, kwargs: dict[str, Any]) -> PreTrainedModel:
     """A full checkpoint, loaded unpatched and patched again."""
-    config = read_config(directory)
+    read_json(directory / "config.json")
+    config = AutoConfig.from_pretrained(directory)
+    for refusal in REFUSALS:
+        if NOTICE in str(getattr(config, f"_{refusal}")):
+            setattr(config, f"_{refusal}", None)
     text = decoder_config(config)
     where = str(directory / "config.json")
     manifest = Manifest.in_config(text, where)
@@ -183,10 +187,6 @@ def load_model(directory: Path, kwargs: dict[str, Any]) -> PreTrainedModel:
     model_class = getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM)
     model = apply(manifest, model_class.from_pretrained(directory, config=config, **kwargs))
     live = text_config(model)
-    if REFUSAL in vars(live):
-        # peft reads a base's config with plain transformers, which would refuse it, when an adapter is
-        # saved; a base that is named by a file it leaves alone.
-        model.name_or_path = str(directory.resolve() / "config.json")
     edited = [name for name, value in written.items() if getattr(live, name) != value]
     if edited:
         raise SidecarError(
@@ -194,16 +194,6 @@ def load_model(directory: Path, kwargs: dict[str, Any]) -> PreTrainedModel:
             f" manifest ({manifest.summary()}); undo the edit, or patch the base and save again"
         )
     return model
-
-
-def read_config(directory: Path) -> PreTrainedConfig:
-    """The config of a checkpoint, also where it is written so that plain transformers refuses it."""
-    fields = read_json(directory / "config.json")
-    refused = fields.pop(REFUSAL, None) is not None
-    config: PreTrainedConfig = (
-        AutoConfig.for_model(**fields) if refused else AutoConfig.from_pretrained(directory)
-    )
-    return config
 
 
 def apply(manifest: Manifest, model: PreTrainedModel) -> PreTrainedModel:
@@ -248,10 +238,8 @@ def load_base(directory: Path, kwargs: dict[str, Any]) -> nn.Module:
         raise CheckpointError(
             f"{directory / ADAPTER_CONFIG} does not name its base model; pass base_model="
         )
-    name = name.removesuffix("/config.json")
     try:
-        local = (Path(name) / "config.json").is_file()
-        config = read_config(Path(name)) if local else AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name)
         if hasattr(decoder_config(config), CONFIG_KEY):
             return load_model(Path(name), kwargs)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

@@ -60,31 +60,17 @@ class AttributeChange:
         self.before = _own_attribute(self.target, self.attribute)
         # A dict is copied, so that an edit of it in place can be told from what was put there.
         after = copy.deepcopy(self.after) if isinstance(self.after, dict) else self.after
-        self._put(after)
+        setattr(self.target, self.attribute, after)
 
     def revert(self) -> None:
-        self._put(self.before)
+        if self.before is not ABSENT:
+            setattr(self.target, self.attribute, self.before)
+        elif _own_attribute(self.target, self.attribute) is not ABSENT:
+            delattr(self.target, self.attribute)
 
     def is_live(self) -> bool:
         live = _own_attribute(self.target, self.attribute)
         return live is self.after or (not isinstance(live, nn.Module) and bool(live == self.after))
-
-    def _put(self, value: object) -> None:
-        if value is not ABSENT:
-            setattr(self.target, self.attribute, value)
-        elif _own_attribute(self.target, self.attribute) is not ABSENT:
-            delattr(self.target, self.attribute)
-
-
-@dataclass
-class EntryChange(AttributeChange):
-    """The same behind a property's back: a value that is saved with a config but never read from it."""
-
-    def _put(self, value: object) -> None:
-        if value is not ABSENT:
-            vars(self.target)[self.attribute] = value
-        else:
-            vars(self.target).pop(self.attribute, None)
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """From a model with score biases and a method to the list of changes that a patch makes."""
 
 import importlib.util
-import logging
 import shutil
 from collections.abc import Callable
 from typing import Any, get_args
@@ -30,14 +29,11 @@ from ropepatch.attention.score_bias import BucketBias, ScoreBias
 from ropepatch.errors import LengthError, MethodOptionError, NothingPatchedError
 from ropepatch.manifest import Manifest
 from ropepatch.methods import Method
-from ropepatch.surgery import AttributeChange, Change, EntryChange, HookChange
+from ropepatch.surgery import AttributeChange, Change, HookChange
 
-# A property of every transformers config that cannot be set: a config saved with it does not load.
-REFUSAL = "use_return_dict"
-# To save a config, transformers reads all its properties, and warns of this one.
-logging.getLogger("transformers.configuration_utils").addFilter(
-    lambda record: f"`{REFUSAL}` is deprecated" not in record.getMessage()
-)
+# Entries of a saved config that transformers hands to the model, which refuses what it does not know.
+# The second is there for those who choose the first when they load.
+REFUSALS = ("attn_implementation", "experts_implementation")
 
 
 def plan_bias(
@@ -171,7 +167,8 @@ def _config_changes(
     )
     changes = config_changes(config, after | (native or {}), manifest)
     if native is None:
-        changes.append(EntryChange(config, REFUSAL, f"{manifest.method} ({NOTICE})"))
+        notice = f"{manifest.method} ({NOTICE})"
+        changes += [AttributeChange(config, refusal, notice) for refusal in REFUSALS]
     return changes
 
 

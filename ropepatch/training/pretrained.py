@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ropepatch.adapters.pretrained import decoder_config
-from ropepatch.checkpoint import ADAPTER_CONFIG, load_pretrained, read_config
+from ropepatch.checkpoint import ADAPTER_CONFIG, load_pretrained
 from ropepatch.errors import CheckpointError, RopepatchError
 from ropepatch.manifest import CONFIG_KEY
 
@@ -31,7 +31,7 @@ def open_model(source: str, dtype: torch.dtype | Literal["auto"] = "auto") -> nn
     with _readable(source):
         if _is_adapter(source) or _names_patch(source):
             return load_pretrained(source, dtype=dtype)
-        auto_class = language_model_class(_read_config(source))
+        auto_class = language_model_class(AutoConfig.from_pretrained(source))
         model: nn.Module = auto_class.from_pretrained(source, dtype=dtype)
         return model
 
@@ -55,15 +55,7 @@ def _is_adapter(source: str) -> bool:
 
 
 def _names_patch(source: str) -> bool:
-    return hasattr(decoder_config(_read_config(source)), CONFIG_KEY)
-
-
-def _read_config(source: str) -> PreTrainedConfig:
-    # A patched checkpoint may be written so that transformers refuses its config.
-    if Path(source, "config.json").is_file():
-        return read_config(Path(source))
-    config: PreTrainedConfig = AutoConfig.from_pretrained(source)
-    return config
+    return hasattr(decoder_config(AutoConfig.from_pretrained(source)), CONFIG_KEY)
 
 
 @contextmanager
