@@ -1,6 +1,6 @@
 """Attention with a bias by distance: which way of computing it fits the call."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ropepatch.attention.call import Call
 from ropepatch.attention.flex import flex_attention_by_distance
 from ropepatch.attention.folded import folded_attention
 from ropepatch.attention.score_bias import AlibiBias, ScoreBias
@@ -22,25 +23,6 @@ Kernel = Literal["auto", "folded", "toeplitz", "flex", "eager"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 _BLOCK = 64  # queries whose scores are made at a time: with some thousand keys they fit a cache
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One call of attention, keys and values as long as they can be seen, for all heads."""
-
-    query: Tensor  #: (batch, heads, query, channels)
-    key: Tensor  #: (batch, heads, key, channels)
-    value: Tensor
-    mask: Tensor | None  #: bool (batch or 1, heads or 1, query or 1, key)
-    causal: bool  #: queries see earlier keys only, as the curve says
-    scale: float
-    dropout: float
-    curve: Tensor | None = None  #: float32 (1 or batch, heads, query + key − 1)
-
-    @property
-    def key_mask(self) -> Tensor | None:
-        """The mask of padding alone. (batch, key)"""
-        return None if self.mask is None else self.mask[:, 0, 0]
 
 
 def biased_attention(
@@ -69,7 +51,7 @@ def biased_attention(
     keys = offset + queries if causal and isinstance(offset, int) else key.shape[2]
     key, value = (states[:, :, :keys].expand(-1, heads, -1, -1) for states in (key, value))
     mask = None if mask is None else mask[..., :keys]
-    call = _Call(query, key, value, mask, causal, scale, dropout)
+    call = Call(query, key, value, mask, causal, scale, dropout)
     lengths = _lengths(mask, query, offset)
     if bias is not None:
         distances = reversed_distances(queries, keys, offset, query)
@@ -96,7 +78,7 @@ def _lengths(mask: Tensor | None, query: Tensor, offset: int | Tensor) -> Tensor
 
 
 def _fused(
-    call: _Call, bias: ScoreBias | None, kernel: Kernel, lengths: Tensor, offset_is_known: bool
+    call: Call, bias: ScoreBias | None, kernel: Kernel, lengths: Tensor, offset_is_known: bool
 ) -> Tensor:
     """The kernel asked for or the fastest, or in blocks where that cannot do what the call needs."""
     query, key, value = call.query, call.key, call.value
@@ -113,36 +95,17 @@ def _fused(
     # The gradient of a bias, and dropout, are beyond the kernels that read it.
     plain = not call.curve.requires_grad and call.dropout == 0
     if kernel == "toeplitz" and plain:
-        return toeplitz_attention(
-            query,
-            key,
-            value,
-            call.curve,
-            key_mask=call.key_mask,
-            causal=call.causal,
-            scale=call.scale,
-        )
+        return toeplitz_attention(call, call.curve)
     in_training = torch.is_grad_enabled() and query.requires_grad
     if kernel == "flex" and plain and (query.is_cuda or (on_cpu and not in_training)):
-        return flex_attention_by_distance(
-            query, key, value, call.curve, key_mask=call.key_mask, scale=call.scale
-        )
+        return flex_attention_by_distance(call, call.curve)
     folds = offset_is_known and (plain or not on_cpu)
     if kernel == "folded" and isinstance(bias, AlibiBias) and folds:
-        return folded_attention(
-            query,
-            key,
-            value,
-            bias.slopes(lengths),
-            key_mask=call.key_mask,
-            causal=call.causal,
-            scale=call.scale,
-            dropout=call.dropout,
-        )
+        return folded_attention(call, bias.slopes(lengths))
     return _in_blocks(call)
 
 
-def _eager(call: _Call) -> tuple[Tensor, Tensor]:
+def _eager(call: Call) -> tuple[Tensor, Tensor]:
     """The definition, its softmax in float32: (batch, query, heads, channels), (batch, heads, query, key)."""
     # Backwards, so that the bias is a view of the curve here, too.
     scores = (call.query.flip(2) @ call.key.transpose(-1, -2)).float()
@@ -158,7 +121,7 @@ def _eager(call: _Call) -> tuple[Tensor, Tensor]:
     return (probabilities @ call.value).transpose(1, 2).flip(1), probabilities.flip(2)
 
 
-def _in_blocks(call: _Call) -> Tensor:
+def _in_blocks(call: Call) -> Tensor:
     """The definition for a few queries at a time, done again in the backward pass: memory stays linear."""
 
     def block(queries: slice, keys: slice, place: int) -> Tensor:

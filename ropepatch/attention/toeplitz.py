@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ropepatch.attention.call import Call
+
 MASKED = -3e4  # the score of a padded key: exp() of it is 0, and float16 can hold it
 CHANNELS = 8  # by which heads are widened: fused kernels want aligned widths
 
@@ -140,37 +142,23 @@ def _blocks(
         yield block, keys, toeplitz_view(curve[..., place:], block.stop - block.start, keys.stop)
 
 
-def toeplitz_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    curve: Tensor,
-    *,
-    key_mask: Tensor | None,
-    causal: bool,
-    scale: float,
-) -> Tensor:
+def toeplitz_attention(call: Call, curve: Tensor) -> Tensor:
     """softmax(q·k·scale + bias)·v in memory linear in the length. → (batch, query, heads, channels)
 
     Equals attention over the dense bias; `curve` (1 or batch, heads, query + key − 1) belongs to
-    `reversed_distances`, with −inf where keys lie in the future. `key_mask` (batch, key): False is padding.
+    `reversed_distances`, with −inf where keys lie in the future.
     """
-    channels = value.shape[-1]
-    if key_mask is not None:
-        query, key, value = _with_padding_channel(query, key, value, key_mask, scale)
+    query, key, value = call.query, call.key, call.value
+    if call.key_mask is not None:
+        # One more channel adds MASKED to the scores of padded keys, so that the bias need not.
+        ones = torch.ones(1, 1, 1, device=query.device)
+        query = widened(query, ones / call.scale)
+        key = widened(key, (~call.key_mask)[:, None] * MASKED)
+        value = F.pad(value, (0, CHANNELS))
     if query.dtype == torch.float64:
         curve = curve.double()
-    out: Tensor = _Attention.apply(query, key, value, curve, causal, scale)  # type: ignore[no-untyped-call]
-    return out[..., :channels]
-
-
-def _with_padding_channel(
-    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One more channel that adds MASKED to the scores of padded keys, so that the bias need not."""
-    penalty = (~key_mask)[:, None] * MASKED
-    ones = torch.ones(1, 1, 1, device=query.device)
-    return widened(query, ones / scale), widened(key, penalty), F.pad(value, (0, CHANNELS))
+    out: Tensor = _Attention.apply(query, key, value, curve, call.causal, call.scale)  # type: ignore[no-untyped-call]
+    return out[..., : call.value.shape[-1]]
 
 
 def widened(states: Tensor, *channels: Tensor) -> Tensor:
