@@ -8,7 +8,7 @@ from typing import Any, get_args
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ropepatch.adapters.bias_stacks import ALIBI, BiasStack, Part, find_bias_stacks, notes_on
-from ropepatch.adapters.biased import BiasedForward, StockForward, forward_attribute, no_bias
+from ropepatch.adapters.biased import forward_attribute, no_bias
 from ropepatch.adapters.masks import CompactMasks, padding_mask_for_generate
 from ropepatch.adapters.plan import (
     NOTICE,
@@ -83,11 +83,9 @@ def plan_bias(
 
 def _checked_kernel(attention: str, stacks: list[BiasStack]) -> Kernel:
     """The way asked for. Raises MethodOptionError when this model or machine cannot go it."""
-    for kernel in KERNELS:
-        if kernel == attention:
-            break
-    else:
+    if attention not in KERNELS:
         raise MethodOptionError(f"attention is {attention!r}; allowed: {', '.join(KERNELS)}")
+    kernel: Kernel = attention
     device = next(stacks[0].module.parameters()).device.type
     why = None
     if kernel == "folded" and stacks[0].mechanism != "alibi":
@@ -133,20 +131,22 @@ def _original_length(model: PreTrainedModel, given: int | None) -> int:
 
 
 def _stack_changes(stack: BiasStack, biases: dict[Any, ScoreBias], kernel: Kernel) -> list[Change]:
-    """Every attention module of a stack gets a forward of its own, and compact masks."""
+    """Every attention module of a stack gets a forward of its own, and compact masks.
+
+    None where stock does what is asked for: the whole matrix of a bias that is not scaled.
+    """
     unscaled = not any(bias.is_scaled() for bias in biases.values())
-    as_stock = kernel == "eager" and unscaled and not notes_on([stack])
+    if kernel == "eager" and unscaled and not notes_on([stack]):
+        return []
     changes: list[Change] = []
     for each in stack.attentions:
-        forward: BiasedForward = (StockForward if as_stock else each.forward)(
+        forward = each.forward(
             module=each.module,
             bias=None if each.crosses else biases[each.owner],
             kernel=kernel,
             causal=stack.causal and not each.crosses,
         )
         changes.append(AttributeChange(each.module, forward_attribute(each.module), forward))
-    if as_stock:
-        return changes
     counts_tokens = False
     if stack.mechanism == "alibi":
         _, builder, counts_tokens = ALIBI[type(stack.attentions[0].module).__name__]

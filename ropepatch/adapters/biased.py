@@ -60,13 +60,6 @@ def _tokens_in(cache: Cache, layer: int) -> int | Tensor:
     return tokens.clone() if torch.compiler.is_compiling() else int(tokens)
 
 
-class StockForward(BiasedForward):
-    """The stock `forward`: asked for by attention="eager" where nothing is scaled."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return type(self.module).forward(self.module, *args, **kwargs)
-
-
 class BloomForward(BiasedForward):
     """BloomAttention."""
 
