@@ -23,7 +23,7 @@ from ropepatch.attention.lengths import request_lengths
 from ropepatch.attention.rotary import RotarySite, ScaledRotary, is_scaled
 from ropepatch.attention.score_bias import ScoreBias
 from ropepatch.errors import PatchVerificationError
-from ropepatch.manifest import CONFIG_KEY, Manifest
+from ropepatch.manifest import Manifest
 from ropepatch.methods import RotaryFrequencies
 from ropepatch.surgery import AttributeChange, PatchRecord, find_record
 
@@ -177,13 +177,12 @@ def scales_at(site: RotarySite, length: int) -> bool:
 def verify_native(model: PreTrainedModel) -> Verification:
     """Check a patch that transformers itself applies, from the config that ropepatch saved."""
     config = text_config(model)
-    content = getattr(config, CONFIG_KEY, None)
-    if content is None:
+    manifest = Manifest.in_config(config)
+    if manifest is None:
         raise PatchVerificationError(
             f"no patch is live on this {type(model).__name__}, and its config names none; if it was"
             " patched before it was saved, ropepatch.save_pretrained and load_pretrained keep the patch"
         )
-    manifest = Manifest.from_json(content, "the config")
     method = manifest.make()
     if manifest.mechanism != "rotary":
         return verify_native_buckets(model, manifest)

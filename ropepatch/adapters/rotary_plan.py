@@ -36,11 +36,11 @@ def plan_rotary(
     method = method_for(length)
     plain = [unscaled(model, module, config) for module in stock]
     scaled = chosen_layer_types(plain, layer_types)
-    replacements = [module.replacement(config, method, length, scaled) for module in plain]
+    pairs = [(each, each.replacement(config, method, length, scaled)) for each in plain]
     native = {
         layer_type: native_parameters(config, module.module, layer_type, method, site.geometry)
-        for module, replacement in zip(plain, replacements, strict=True)
-        for layer_type, site in replacement.sites.items()
+        for module, new in pairs
+        for layer_type, site in new.sites.items()
         if layer_type in scaled
     }
     manifest = Manifest.of(
@@ -49,10 +49,8 @@ def plan_rotary(
         max_position_embeddings=round(method.factor * length),
         layer_types=sorted(name for name in scaled if name is not None) or None,
     )
-    pairs = list(zip(plain, replacements, strict=True))
     changes: list[Change] = [
-        AttributeChange(module.parent, module.attribute, replacement)
-        for module, replacement in pairs
+        AttributeChange(module.parent, module.attribute, new) for module, new in pairs
     ]
     for each in text_configs(model):
         after = scaling_attributes(each, native)
@@ -61,5 +59,5 @@ def plan_rotary(
     changes += generation_changes(model, "max_position_embeddings", manifest)
     if method.length_dependent:
         changes += [HookChange(module.parent, AnnounceCallLengths(new)) for module, new in pairs]
-        changes += request_changes(model, replacements)
+        changes += request_changes(model, [new for _, new in pairs])
     return Plan(manifest, tuple(module.path for module in plain), changes)
