@@ -101,13 +101,6 @@ def _plan(
 ) -> Plan:
     """The plan for whichever mechanism the model has. Raises for options that are not for it."""
     mechanism = mechanism_of(model)
-
-    def method_for(length: int) -> Method:
-        method = resolve(length)
-        if mechanism not in method.mechanisms():
-            raise method.unsupported(mechanism)
-        return method
-
     foreign = {
         "layer_types": layer_types is not None and mechanism != "rotary",
         "part": part != "both" and mechanism != "relative",
@@ -119,21 +112,16 @@ def _plan(
                 f"{option} does not apply to {type(model).__name__}, whose positions are "
                 f"{mechanism}; leave it out"
             )
-    if mechanism != "rotary":
-        return plan_bias(
-            model,
-            method_for,
-            original_max_position_embeddings=original_length,
-            part=part,
-            attention=attention,
-        )
-    return plan_rotary(
-        model,
-        method_for,
-        original_max_position_embeddings=original_length,
-        replace=replace,
-        layer_types=layer_types,
-    )
+
+    def method_for(length: int) -> Method:
+        method = resolve(length)
+        if mechanism not in method.mechanisms():
+            raise method.unsupported(mechanism)
+        return method
+
+    if mechanism == "rotary":
+        return plan_rotary(model, method_for, original_length, replace, layer_types)
+    return plan_bias(model, method_for, original_length, part, attention)
 
 
 def mechanism_of(model: PreTrainedModel) -> str:

@@ -39,10 +39,9 @@ REFUSALS = ("attn_implementation", "experts_implementation")
 def plan_bias(
     model: PreTrainedModel,
     method_for: Callable[[int], Method],
-    *,
-    original_max_position_embeddings: int | None = None,
-    part: str = "both",
-    attention: str = "auto",
+    original_max_position_embeddings: int | None,
+    part: str,
+    attention: str,
 ) -> Plan:
     """Plan the scaling of all score biases; `method_for` makes the method for a trained length.
 

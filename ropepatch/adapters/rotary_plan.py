@@ -18,10 +18,9 @@ from ropepatch.surgery import AttributeChange, Change, HookChange
 def plan_rotary(
     model: PreTrainedModel,
     method_for: Callable[[int], Method],
-    *,
-    original_max_position_embeddings: int | None = None,
-    replace: bool = False,
-    layer_types: Sequence[str] | None = None,
+    original_max_position_embeddings: int | None,
+    replace: bool,
+    layer_types: Sequence[str] | None,
 ) -> Plan:
     """Plan the scaling of all rotary modules; `method_for` makes the method for a trained length.
 
