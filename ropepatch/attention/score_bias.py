@@ -40,9 +40,8 @@ class AlibiBias:
             made = self.method.alibi(self.geometry)
         else:
             announced = announced_lengths(self, lengths.shape[0])
-            made = self.method.alibi(
-                self.geometry, lengths.cpu() if announced is None else announced
-            )
+            known = lengths.cpu() if announced is None else announced
+            made = self.method.alibi(self.geometry, known)
         return made.view(-1, self.geometry.num_heads).to(lengths.device, torch.float32)
 
     def is_scaled(self) -> bool:
@@ -65,9 +64,7 @@ class BucketBias:
 
     geometry: RelativeGeometry
     method: Method | None
-    owner: (
-        Any  #: the attention module that holds the table; asked at every call, as PEFT may wrap it
-    )
+    owner: Any  #: the attention module with the table; asked at every call, as PEFT may wrap it
 
     def buckets(self, distances: Tensor) -> Tensor:
         """The bucket of every distance. (n,) → (n,)"""
