@@ -18,6 +18,7 @@ from ropepatch.errors import AlreadyPatchedError, LengthError, MethodOptionError
 from ropepatch.manifest import Manifest
 from ropepatch.methods import Method, make_method, methods_for
 from ropepatch.methods.base import require_number
+from ropepatch.methods.registry import method_class
 from ropepatch.surgery import PatchRecord, find_record
 
 _DEFAULT_FACTOR = 4.0
@@ -59,7 +60,8 @@ def patch_model(
     "toeplitz", "flex", or "eager" for the whole matrix. Other keywords are options of the method.
 
     Raises MethodOptionError, UnknownMethodError, UnsupportedMechanismError, LengthError,
-    UnsupportedModelError, AlreadyScaledError or AlreadyPatchedError; the model is then as it was.
+    UnsupportedModelError, AlreadyScaledError, AlreadyPatchedError or NothingPatchedError; the model
+    is then as it was.
     """
     root = pretrained_model(model)
     previous = find_record(model)
@@ -74,6 +76,7 @@ def patch_model(
     try:
         plan = _plan(
             root,
+            method,
             lambda length: _resolve_method(method, factor, target_length, length, options),
             original_max_position_embeddings,
             replace,
@@ -92,7 +95,8 @@ def patch_model(
 
 def _plan(
     model: PreTrainedModel,
-    resolve: Callable[[int], Method],
+    method: str | Method,
+    method_for: Callable[[int], Method],
     original_length: int | None,
     replace: bool,
     layer_types: Sequence[str] | None,
@@ -101,6 +105,9 @@ def _plan(
 ) -> Plan:
     """The plan for whichever mechanism the model has. Raises for options that are not for it."""
     mechanism = mechanism_of(model)
+    kind = type(method) if isinstance(method, Method) else method_class(method)
+    if mechanism not in kind.mechanisms():
+        raise kind.unsupported(mechanism)
     foreign = {
         "layer_types": layer_types is not None and mechanism != "rotary",
         "part": part != "both" and mechanism != "relative",
@@ -112,13 +119,6 @@ def _plan(
                 f"{option} does not apply to {type(model).__name__}, whose positions are "
                 f"{mechanism}; leave it out"
             )
-
-    def method_for(length: int) -> Method:
-        method = resolve(length)
-        if mechanism not in method.mechanisms():
-            raise method.unsupported(mechanism)
-        return method
-
     if mechanism == "rotary":
         return plan_rotary(model, method_for, original_length, replace, layer_types)
     return plan_bias(model, method_for, original_length, part, attention)

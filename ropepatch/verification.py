@@ -259,7 +259,8 @@ def probe_inputs(
 ) -> dict[str, Any]:
     """Arguments of a forward call over a few tokens; score biases need no far positions to show."""
     count = min(PROBE_TOKENS if spread else BIAS_PROBE_TOKENS, length)
-    ids = (torch.arange(count, device=device) % text_config(model).vocab_size)[None]
+    # Downwards, so that the end-of-sequence token, which classifiers read, comes late.
+    ids = (torch.arange(count, 0, -1, device=device) % text_config(model).vocab_size)[None]
     # Without a mask transformers takes jumps of the positions for document borders.
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     if model.config.is_encoder_decoder:

@@ -25,7 +25,7 @@ EVERY_DTYPE = pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.fixture
 def uncompiled_flex(monkeypatch):
     """FlexAttention as Python runs it: the same function, without half a minute of compiling."""
-    monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
+    monkeypatch.setattr(flex, "_compiled", lambda on_cpu: flex_attention)
 
 
 def assert_right(case, way, dtype, slopes=None):
@@ -83,6 +83,12 @@ def test_flex_equals_the_definition(bias, causal, dtype, padding):
     assert_right(make_case(bias, 130, causal=causal, padding=padding), "flex", dtype)
     if causal:
         assert_right(make_case(bias, 20, past=110, padding=padding), "flex", dtype)
+
+
+def test_compiled_flex_equals_the_definition():
+    """Once, for what only the compiler sees; it takes seconds."""
+    with torch.no_grad():
+        assert_right(make_case("table", 70, causal=True, padding=True), "flex", torch.float32)
 
 
 @pytest.mark.parametrize("way", ["auto", "toeplitz", "folded", "eager", "blocks"])

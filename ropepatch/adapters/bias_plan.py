@@ -134,8 +134,8 @@ def _stack_changes(stack: BiasStack, biases: dict[Any, ScoreBias], kernel: Kerne
 
     None where stock does what is asked for: the whole matrix of a bias that is not scaled.
     """
-    unscaled = not any(bias.is_scaled() for bias in biases.values())
-    if kernel == "eager" and unscaled and not notes_on([stack]):
+    scaled = any(map(_scales, biases.values()))
+    if kernel == "eager" and not scaled and not notes_on([stack]):
         return []
     changes: list[Change] = []
     for each in stack.attentions:
@@ -152,6 +152,11 @@ def _stack_changes(stack: BiasStack, biases: dict[Any, ScoreBias], kernel: Kerne
         instead = False if builder == "use_alibi" else no_bias
         changes.append(AttributeChange(stack.module, builder, instead))
     return [*changes, HookChange(stack.module, CompactMasks(stack.causal, counts_tokens))]
+
+
+def _scales(bias: ScoreBias) -> bool:
+    """Whether any row gets another bias than in the unpatched model, be it longer than planned."""
+    return bias.is_scaled() or (bias.method is not None and bias.method.length_dependent)
 
 
 def _config_changes(
@@ -173,7 +178,7 @@ def _config_changes(
 
 def _native_attributes(biases: list[ScoreBias], method: Method) -> dict[str, Any] | None:
     """Config attributes with which plain transformers makes the same biases, or None if none do."""
-    if not any(bias.is_scaled() for bias in biases):
+    if not any(map(_scales, biases)):
         return {}
     # One config serves encoder and decoder, so both have to be scaled alike.
     reaches = {

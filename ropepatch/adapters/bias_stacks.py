@@ -99,8 +99,8 @@ def notes_on(stacks: list[BiasStack]) -> tuple[str, ...]:
     config = stacks[0].config
     if config.model_type == "falcon":
         notes.append(
-            "stock Falcon adds ALiBi twice in eager attention, and rounds it to bfloat16; patched, it "
-            "is added once, in float32, so logits differ from stock's"
+            "stock Falcon adds ALiBi twice in eager attention, and rounds it to bfloat16 in any; "
+            "patched, it is added once, in float32, so logits differ from stock's"
         )
     if stacks[0].mechanism == "alibi" and alibi_geometry(config, 1).bias_max != 8:
         notes.append(

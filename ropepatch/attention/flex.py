@@ -11,11 +11,16 @@ from torch.nn.attention.flex_attention import flex_attention
 from ropepatch.attention.call import Call
 from ropepatch.attention.toeplitz import MASKED
 
+_LENGTHS = 256  # kernels that one process may compile; torch's own limit is 8
+
 
 @functools.cache
-def _compiled() -> Callable[..., Any]:
-    """Compiled at the first call: seconds on a GPU, half a minute on a CPU."""
-    return torch.compile(flex_attention, dynamic=False)
+def _compiled(on_cpu: bool) -> Callable[..., Any]:
+    """Compiled at the first call: seconds on a GPU, half a minute on a CPU, there for every length.
+
+    Beyond the limit it raises; without `fullgraph` it would make the matrix, with a warning.
+    """
+    return torch.compile(flex_attention, dynamic=False if on_cpu else None, fullgraph=True)
 
 
 def flex_attention_by_distance(call: Call, curve: Tensor) -> Tensor:
@@ -31,5 +36,11 @@ def flex_attention_by_distance(call: Call, curve: Tensor) -> Tensor:
         biased = scores + curve[rows[row], head, last - at + to]
         return biased if key_mask is None else torch.where(key_mask[row, to], biased, MASKED)
 
-    out: Tensor = _compiled()(query, call.key, call.value, score_mod=score, scale=call.scale)
+    if torch.compiler.is_compiling():
+        out = flex_attention(query, call.key, call.value, score_mod=score, scale=call.scale)
+    else:
+        with torch._dynamo.config.patch(recompile_limit=_LENGTHS):
+            kernel = _compiled(query.device.type == "cpu")
+            out = kernel(query, call.key, call.value, score_mod=score, scale=call.scale)
+    assert isinstance(out, Tensor)
     return out.transpose(1, 2)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ropepatch.attention.lengths import announced_lengths
-from ropepatch.methods.base import AlibiGeometry, Method, RelativeGeometry
+from ropepatch.errors import MethodError
+from ropepatch.methods.base import AlibiGeometry, Geometry, Method, RelativeGeometry
 
 
 class ScoreBias(Protocol):
@@ -22,7 +23,18 @@ class ScoreBias(Protocol):
         """
 
     def is_scaled(self) -> bool:
-        """Whether the method changes the bias of any distance that the model is for."""
+        """Whether the method changes the bias of a row as long as the model is for.
+
+        Raises MethodError when the method (users write some) makes something else than a bias.
+        """
+
+
+_FAR = 1 << 20  # tokens; no scaling begins beyond
+
+
+def _longest(method: Method, geometry: Geometry) -> int:
+    """Tokens that a patched model is for, as far as they are worth looking at."""
+    return min(round(method.factor * geometry.original_max_position_embeddings), _FAR)
 
 
 @dataclass(eq=False)
@@ -48,10 +60,14 @@ class AlibiBias:
         """See ScoreBias."""
         if self.method is None:
             return False
-        longest = round(self.method.factor * self.geometry.original_max_position_embeddings)
-        return not torch.equal(
-            self.method.alibi(self.geometry, torch.tensor(longest)), self.geometry.slopes
-        )
+        plain = self.geometry.slopes
+        made = self.method.alibi(self.geometry, torch.tensor(_longest(self.method, self.geometry)))
+        if made.shape != plain.shape or not made.isfinite().all():
+            raise MethodError(
+                f"{self.method.name!r} made slopes of shape {tuple(made.shape)}; allowed: "
+                f"{len(plain)} finite numbers"
+            )
+        return not torch.equal(made, plain)
 
     def curve(self, distances: Tensor, lengths: Tensor) -> Tensor:
         """See ScoreBias."""
@@ -76,11 +92,16 @@ class BucketBias:
         """See ScoreBias."""
         if self.method is None:
             return False
-        longest = round(self.method.factor * self.geometry.original_max_position_embeddings)
+        longest = _longest(self.method, self.geometry)
         positions = torch.arange(-longest, longest + 1)
-        return not torch.equal(
-            self.method.relative(self.geometry, positions), self.geometry.buckets(positions)
-        )
+        made = self.method.relative(self.geometry, positions)
+        rows = self.geometry.num_buckets
+        if made.shape != positions.shape or not ((made >= 0) & (made < rows)).all():
+            raise MethodError(
+                f"{self.method.name!r} made buckets of shape {tuple(made.shape)} from "
+                f"{int(made.min())} to {int(made.max())}; allowed: {len(positions)}, from 0 to {rows - 1}"
+            )
+        return not torch.equal(made, self.geometry.buckets(positions))
 
     def curve(self, distances: Tensor, lengths: Tensor) -> Tensor:
         """See ScoreBias."""

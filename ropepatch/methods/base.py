@@ -184,13 +184,14 @@ class Method:
         """The scaled bucket of key − query, long. (…) → (…)"""
         raise self.unsupported("relative")
 
-    def unsupported(self, mechanism: str) -> UnsupportedMechanismError:
+    @classmethod
+    def unsupported(cls, mechanism: str) -> UnsupportedMechanismError:
         """The error of a mechanism that this method does not serve, naming methods that do."""
         from ropepatch.methods.registry import methods_for  # which itself needs this module
 
         what = _RESCALED[mechanism]
         return UnsupportedMechanismError(
-            f"{self.name!r} does not rescale {what}; methods for {what}: "
+            f"{cls.name!r} does not rescale {what}; methods for {what}: "
             f"{', '.join(methods_for(mechanism))}"
         )
 
