@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ropepatch.checkpoint import load_pretrained as load_pretrained
     from ropepatch.checkpoint import save_pretrained as save_pretrained
+    from ropepatch.manifest import PatchInfo as PatchInfo
     from ropepatch.methods import Method as Method
     from ropepatch.methods import RotaryFrequencies as RotaryFrequencies
     from ropepatch.methods import alibi_slopes as alibi_slopes
     from ropepatch.methods import make_method as make_method
     from ropepatch.methods import register_method as register_method
     from ropepatch.methods import rotary_frequencies as rotary_frequencies
-    from ropepatch.patch import PatchInfo as PatchInfo
     from ropepatch.patch import list_methods as list_methods
     from ropepatch.patch import patch_info as patch_info
     from ropepatch.patch import patch_model as patch_model
@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Method": "methods",
-    "PatchInfo": "patch",
+    "PatchInfo": "manifest",
     "RotaryFrequencies": "methods",
     "Verification": "verification",
     "alibi_slopes": "methods",

@@ -32,14 +32,20 @@ class Manifest:
         return float(self.options["factor"])
 
     @classmethod
-    def of(cls, method: Method, **rest: Any) -> Self:
-        """The manifest of a method; tuples become lists, as JSON has them."""
+    def of(cls, method: Method, original_length: int, **rest: Any) -> Self:
+        """The manifest of a method on a checkpoint of that length; tuples become lists, as JSON has them."""
         options = {"factor": method.factor, **method.options()}
         plain = {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in options.items()
         }
-        return cls(method=method.name, options=plain, **rest)
+        return cls(
+            method=method.name,
+            options=plain,
+            original_max_position_embeddings=original_length,
+            max_position_embeddings=round(method.factor * original_length),
+            **rest,
+        )
 
     def same_patch(self, other: "Manifest") -> bool:
         """Whether both scale alike, whatever the configs were before."""
@@ -94,6 +100,15 @@ class Manifest:
             )
         del rest["version"]
         return cls(**rest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchInfo(Manifest):
+    """What is patched into a model."""
+
+    method: str
+    sites: tuple[str, ...] = ()  #: paths of the modules that were replaced
+    notes: tuple[str, ...] = ()  #: where the patched model is right and stock is not
 
 
 def digest(content: dict[str, Any]) -> str:

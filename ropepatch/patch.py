@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
@@ -10,12 +9,11 @@ from transformers import PreTrainedModel
 
 from ropepatch.adapters.bias_plan import plan_bias
 from ropepatch.adapters.bias_stacks import find_bias_stacks
-from ropepatch.adapters.plan import Plan
 from ropepatch.adapters.pretrained import pretrained_model
 from ropepatch.adapters.rotary import find_rotary_modules
 from ropepatch.adapters.rotary_plan import plan_rotary
 from ropepatch.errors import AlreadyPatchedError, LengthError, MethodOptionError, NotPatchedError
-from ropepatch.manifest import Manifest
+from ropepatch.manifest import PatchInfo
 from ropepatch.methods import Method, make_method, methods_for
 from ropepatch.methods.base import require_number
 from ropepatch.methods.registry import method_class
@@ -24,15 +22,6 @@ from ropepatch.surgery import PatchRecord, find_record
 _DEFAULT_FACTOR = 4.0
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchInfo(Manifest):
-    """What is patched into a model."""
-
-    method: str
-    sites: tuple[str, ...] = ()  #: paths of the modules that were replaced
-    notes: tuple[str, ...] = ()  #: where the patched model is right and stock is not
 
 
 def patch_model(
@@ -74,7 +63,7 @@ def patch_model(
     if previous is not None:
         previous[1].revert(previous[0])
     try:
-        plan = _plan(
+        record = _plan(
             root,
             method,
             lambda length: _resolve_method(method, factor, target_length, length, options),
@@ -84,8 +73,7 @@ def patch_model(
             part,
             attention,
         )
-        fields = {**vars(plan.manifest), "sites": plan.sites, "notes": plan.notes}
-        PatchRecord(plan.changes, about=PatchInfo(**fields)).apply(root)
+        record.apply(root)
     except BaseException:
         if previous is not None:
             previous[1].apply(previous[0])
@@ -102,8 +90,8 @@ def _plan(
     layer_types: Sequence[str] | None,
     part: str,
     attention: str,
-) -> Plan:
-    """The plan for whichever mechanism the model has. Raises for options that are not for it."""
+) -> PatchRecord:
+    """The changes for whichever mechanism the model has. Raises for options that are not for it."""
     mechanism = mechanism_of(model)
     kind = type(method) if isinstance(method, Method) else method_class(method)
     if mechanism not in kind.mechanisms():

@@ -12,7 +12,6 @@ from ropepatch.adapters.biased import forward_attribute, no_bias
 from ropepatch.adapters.masks import CompactMasks, padding_mask_for_generate
 from ropepatch.adapters.plan import (
     NOTICE,
-    Plan,
     checked_length,
     config_changes,
     generation_changes,
@@ -27,9 +26,9 @@ from ropepatch.adapters.pretrained import (
 from ropepatch.attention.biased import KERNELS, Kernel
 from ropepatch.attention.score_bias import BucketBias, ScoreBias
 from ropepatch.errors import LengthError, MethodOptionError, NothingPatchedError
-from ropepatch.manifest import Manifest
+from ropepatch.manifest import Manifest, PatchInfo
 from ropepatch.methods import Method
-from ropepatch.surgery import AttributeChange, Change, HookChange
+from ropepatch.surgery import AttributeChange, Change, HookChange, PatchRecord
 
 # Entries of a saved config that transformers hands to the model, which refuses what it does not know.
 # The second is there for those who choose the first when they load.
@@ -42,7 +41,7 @@ def plan_bias(
     original_max_position_embeddings: int | None,
     part: str,
     attention: str,
-) -> Plan:
+) -> PatchRecord:
     """Plan the scaling of all score biases; `method_for` makes the method for a trained length.
 
     Raises MethodOptionError, LengthError or NothingPatchedError.
@@ -55,9 +54,8 @@ def plan_bias(
     method = method_for(length)
     manifest = Manifest.of(
         method,
+        length,
         mechanism=stacks[0].mechanism,
-        original_max_position_embeddings=length,
-        max_position_embeddings=round(method.factor * length),
         part=part if stacks[0].mechanism == "relative" else None,
     )
     changes: list[Change] = []
@@ -77,7 +75,8 @@ def plan_bias(
     if method.length_dependent:
         changes += request_changes(model, biases)
     sites = tuple(each.path for stack in stacks for each in stack.attentions)
-    return Plan(manifest, sites, changes, notes_on(stacks))
+    about = PatchInfo(**vars(manifest), sites=sites, notes=notes_on(stacks))
+    return PatchRecord(changes, about=about)
 
 
 def _checked_kernel(attention: str, stacks: list[BiasStack]) -> Kernel:

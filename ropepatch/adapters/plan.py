@@ -1,8 +1,8 @@
-"""What a patch will change, decided before anything is changed, and the parts that all plans share."""
+"""Parts of every plan: what a patch will change, decided before anything is changed."""
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -14,16 +14,6 @@ from ropepatch.manifest import CONFIG_KEY, Manifest
 from ropepatch.surgery import AttributeChange, Change
 
 NOTICE = "load it with ropepatch.load_pretrained"  #: in whatever plain transformers is to refuse
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that a patch will change."""
-
-    manifest: Manifest  #: how to make the same patch again; `unpatched` is filled for each config
-    sites: tuple[str, ...]  #: paths of the modules that are replaced
-    changes: list[Change]
-    notes: tuple[str, ...] = ()  #: where a patched model is right and stock is not
 
 
 def checked_length(given: int) -> int:

@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel
 
-from ropepatch.adapters.plan import Plan, config_changes, generation_changes, request_changes
+from ropepatch.adapters.plan import config_changes, generation_changes, request_changes
 from ropepatch.adapters.pretrained import text_config, text_configs
 from ropepatch.adapters.rope_config import native_parameters, scaling_attributes
 from ropepatch.adapters.rope_parameters import original_length, require_unscaled
 from ropepatch.adapters.rotary import chosen_layer_types, find_rotary_modules, unscaled
 from ropepatch.attention.lengths import AnnounceCallLengths
-from ropepatch.manifest import Manifest
+from ropepatch.manifest import Manifest, PatchInfo
 from ropepatch.methods import Method
-from ropepatch.surgery import AttributeChange, Change, HookChange
+from ropepatch.surgery import AttributeChange, Change, HookChange, PatchRecord
 
 
 def plan_rotary(
@@ -21,7 +21,7 @@ def plan_rotary(
     original_max_position_embeddings: int | None,
     replace: bool,
     layer_types: Sequence[str] | None,
-) -> Plan:
+) -> PatchRecord:
     """Plan the scaling of all rotary modules; `method_for` makes the method for a trained length.
 
     Raises UnsupportedModelError, AlreadyScaledError, MethodOptionError, LengthError or
@@ -43,10 +43,7 @@ def plan_rotary(
         if layer_type in scaled
     }
     manifest = Manifest.of(
-        method,
-        original_max_position_embeddings=length,
-        max_position_embeddings=round(method.factor * length),
-        layer_types=sorted(name for name in scaled if name is not None) or None,
+        method, length, layer_types=sorted(name for name in scaled if name is not None) or None
     )
     changes: list[Change] = [
         AttributeChange(module.parent, module.attribute, new) for module, new in pairs
@@ -59,4 +56,5 @@ def plan_rotary(
     if method.length_dependent:
         changes += [HookChange(module.parent, AnnounceCallLengths(new)) for module, new in pairs]
         changes += request_changes(model, [new for _, new in pairs])
-    return Plan(manifest, tuple(module.path for module in plain), changes)
+    sites = tuple(module.path for module in plain)
+    return PatchRecord(changes, about=PatchInfo(**vars(manifest), sites=sites))

@@ -94,7 +94,7 @@ def _fused(
         kernel = "folded" if isinstance(bias, AlibiBias) and not on_cpu else by_table
     # The gradient of a bias, and dropout, are beyond the kernels that read it.
     plain = not call.curve.requires_grad and call.dropout == 0
-    if kernel == "toeplitz" and plain:
+    if kernel == "toeplitz" and plain and on_cpu:
         return toeplitz_attention(call, call.curve)
     in_training = torch.is_grad_enabled() and query.requires_grad
     if kernel == "flex" and plain and (query.is_cuda or (on_cpu and not in_training)):
