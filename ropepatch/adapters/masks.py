@@ -29,7 +29,7 @@ class CompactMasks:
         """Arguments with masks that are bool and of four dimensions. Raises MaskError."""
         if output:
             return None
-        given = named_arguments(stack, args, kwargs)
+        given = dict(named_arguments(stack, args, kwargs))
         inputs = given.get("input_ids")
         inputs = given.get("inputs_embeds") if inputs is None else inputs
         if not isinstance(inputs, Tensor):

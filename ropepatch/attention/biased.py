@@ -72,9 +72,7 @@ def _lengths(mask: Tensor | None, query: Tensor, offset: int | Tensor) -> Tensor
     """Tokens in each row, cached ones included; of packed documents, the longest. (batch,)"""
     if mask is not None:
         return mask.sum(-1).amax((1, 2)).clamp(min=1).expand(query.shape[0])
-    return (
-        torch.zeros(query.shape[0], dtype=torch.long, device=query.device) + offset + query.shape[2]
-    )
+    return torch.full((query.shape[0],), query.shape[2], device=query.device) + offset
 
 
 def _fused(

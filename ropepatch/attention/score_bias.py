@@ -1,5 +1,6 @@
 """Biases that depend on the distance between query and key only: one curve per head, never a matrix."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,12 +45,22 @@ class AlibiBias:
     geometry: AlibiGeometry
     method: Method | None
 
+    # Made once, as every layer asks for them at every step.
+    @functools.cached_property
+    def _unscaled(self) -> Tensor:
+        return self.geometry.slopes.float()
+
+    @functools.cached_property
+    def _scaled(self) -> Tensor:
+        assert self.method is not None
+        return self.method.alibi(self.geometry).float()
+
     def slopes(self, lengths: Tensor) -> Tensor:
         """Slopes of every row, where `lengths` are. (1, heads) or (batch, heads), float32"""
         if self.method is None:
-            made = self.geometry.slopes
+            made = self._unscaled
         elif not self.method.length_dependent:
-            made = self.method.alibi(self.geometry)
+            made = self._scaled
         else:
             announced = announced_lengths(self, lengths.shape[0])
             known = lengths.cpu() if announced is None else announced
