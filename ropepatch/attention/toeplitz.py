@@ -84,7 +84,8 @@ class _Attention(torch.autograd.Function):
         rows, heads, queries, channels = query.shape
         out = query.new_empty(rows, queries, heads, channels)
         log_sums = query.new_empty(rows, heads, queries, dtype=_wide(query))
-        for block, keys, bias in _blocks(query, key, curve, causal, 16):
+        for block, keys, place in query_blocks(queries, key.shape[2], _step(queries, 16), causal):
+            bias = toeplitz_view(curve[..., place:], block.stop - block.start, keys.stop)
             seen, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 query[:, :, block].flip(2),
                 key[:, :, keys],
@@ -102,44 +103,48 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, curve, out, log_sums = ctx.saved_tensors
         (gradient,) = gradients
-        of_query = torch.empty_like(query)
-        of_key, of_value = (torch.zeros_like(each, dtype=_wide(each)) for each in (key, value))
-        # In half precision the kernel packs all keys anew for every block, so there are few.
-        blocks = 16 if query.dtype.itemsize >= 4 else 4
-        for block, keys, bias in _blocks(query, key, curve, ctx.causal, blocks):
+        queries, keys = query.shape[2], key.shape[2]
+        of_query = torch.zeros(query.shape, dtype=_wide(query), device=query.device)
+        of_key, of_value = key.new_empty(key.shape), value.new_empty(value.shape)
+        # Here keys are in reverse, a block of them at a time: what belongs to a block is then whole.
+        # In half precision the kernel packs all queries anew for every block, so there are few.
+        mirrored = curve.flip(-1)
+        step = _step(keys, 16 if query.dtype.itemsize >= 4 else 4)
+        for start in range(0, keys, step):
+            block = slice(start, min(start + step, keys))
+            first = max(start - (keys - queries), 0) if ctx.causal else 0
+            rows = slice(first, queries)
+            bias = toeplitz_view(
+                mirrored[..., keys - block.stop + first :], queries - first, block.stop - start
+            )
             made = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                gradient[:, block].flip(1).transpose(1, 2),
-                query[:, :, block].flip(2),
-                key[:, :, keys],
-                value[:, :, keys],
-                out[:, block].flip(1).transpose(1, 2),
-                log_sums[:, :, block].flip(2),
+                gradient[:, rows].transpose(1, 2),
+                query[:, :, rows],
+                key[:, :, block].flip(2),
+                value[:, :, block].flip(2),
+                out[:, rows].transpose(1, 2),
+                log_sums[:, :, rows],
                 0.0,
                 False,
                 attn_mask=bias,
                 scale=ctx.scale,
             )
-            of_query[:, :, block] = made[0].flip(2)
-            of_key[:, :, keys] += made[1]
-            of_value[:, :, keys] += made[2]
-        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None, None
+            of_query[:, :, rows] += made[0]
+            of_key[:, :, block], of_value[:, :, block] = made[1].flip(2), made[2].flip(2)
+        return of_query.to(query.dtype), of_key, of_value, None, None, None
+
+
+def _step(tokens: int, blocks: int) -> int:
+    """Tokens in a block: multiples of 256, by which the kernel splits.
+
+    What 16 causal blocks compute of pairs that do not see each other is 3 % of all, 4 blocks 12 %.
+    """
+    return 256 * -(-tokens // (blocks * 256))
 
 
 def _wide(states: Tensor) -> torch.dtype:
     """What sums over blocks are kept in: at least float32."""
     return torch.promote_types(states.dtype, torch.float32)
-
-
-def _blocks(
-    query: Tensor, key: Tensor, curve: Tensor, causal: bool, most: int
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Queries of a block, the keys that they can see, and their bias in reverse order."""
-    queries = query.shape[2]
-    # Multiples of 256 queries, by which the kernel splits. What 16 blocks compute of keys that they
-    # cannot see is 3 % of all pairs, 4 blocks 12 %. Encoders have none of those.
-    step = 256 * -(-queries // (most * 256)) if causal else queries
-    for block, keys, place in query_blocks(queries, key.shape[2], step, causal):
-        yield block, keys, toeplitz_view(curve[..., place:], block.stop - block.start, keys.stop)
 
 
 def toeplitz_attention(call: Call, curve: Tensor) -> Tensor:
