@@ -84,7 +84,9 @@ class _Attention(torch.autograd.Function):
         rows, heads, queries, channels = query.shape
         out = query.new_empty(rows, queries, heads, channels)
         log_sums = query.new_empty(rows, heads, queries, dtype=_wide(query))
-        for block, keys, place in query_blocks(queries, key.shape[2], _step(queries, 16), causal):
+        # In half precision the kernel packs its keys anew for every block, so there are fewer.
+        step = _step(queries, 32 if query.dtype.itemsize >= 4 else 16)
+        for block, keys, place in query_blocks(queries, key.shape[2], step, causal):
             bias = toeplitz_view(curve[..., place:], block.stop - block.start, keys.stop)
             seen, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 query[:, :, block].flip(2),
@@ -107,7 +109,6 @@ class _Attention(torch.autograd.Function):
         of_query = torch.zeros(query.shape, dtype=_wide(query), device=query.device)
         of_key, of_value = key.new_empty(key.shape), value.new_empty(value.shape)
         # Here keys are in reverse, a block of them at a time: what belongs to a block is then whole.
-        # In half precision the kernel packs all queries anew for every block, so there are few.
         mirrored = curve.flip(-1)
         step = _step(keys, 16 if query.dtype.itemsize >= 4 else 4)
         for start in range(0, keys, step):
@@ -137,7 +138,7 @@ class _Attention(torch.autograd.Function):
 def _step(tokens: int, blocks: int) -> int:
     """Tokens in a block: multiples of 256, by which the kernel splits.
 
-    What 16 causal blocks compute of pairs that do not see each other is 3 % of all, 4 blocks 12 %.
+    What 32 causal blocks compute of pairs that do not see each other is 2 % of all, 4 blocks 12 %.
     """
     return 256 * -(-tokens // (blocks * 256))
 
