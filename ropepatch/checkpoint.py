@@ -15,7 +15,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -24,6 +23,7 @@ from ropepatch.adapters.bias_plan import REFUSALS
 from ropepatch.adapters.plan import NOTICE
 from ropepatch.adapters.pretrained import (
     decoder_config,
+    language_model_class,
     pretrained_model,
     text_config,
     trained_length,
@@ -242,8 +242,7 @@ def load_base(directory: Path, kwargs: dict[str, Any]) -> nn.Module:
         config = AutoConfig.from_pretrained(name)
         if hasattr(decoder_config(config), CONFIG_KEY):
             return load_model(Path(name), kwargs)
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model: nn.Module = auto.from_pretrained(name, **kwargs)
+        model: nn.Module = language_model_class(config).from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
         if isinstance(error, RopepatchError):
             raise

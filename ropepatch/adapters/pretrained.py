@@ -13,7 +13,12 @@ if _MAJOR < 5:
         "install 'transformers>=5,<6'"
     )
 
-from transformers import PreTrainedConfig, PreTrainedModel  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 # Where configs say how many tokens a checkpoint was trained to; the first that a config has counts.
 # BLOOM's and T5's say it in fields that their classes do not declare.
@@ -43,6 +48,13 @@ def decoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The part of a config that describes the text decoder, itself and not a copy."""
     # For T5 and its like, transformers answers with a copy, whose changes nobody would see.
     return config if config.is_encoder_decoder else config.get_text_config(decoder=True)
+
+
+def language_model_class(
+    config: PreTrainedConfig,
+) -> type[AutoModelForCausalLM] | type[AutoModelForSeq2SeqLM]:
+    """The class of transformers that makes a language model of a config."""
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def length_attribute(config: PreTrainedConfig) -> str | None:

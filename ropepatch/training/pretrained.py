@@ -11,14 +11,11 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 
-from ropepatch.adapters.pretrained import decoder_config
+from ropepatch.adapters.pretrained import decoder_config, language_model_class
 from ropepatch.checkpoint import ADAPTER_CONFIG, load_pretrained
 from ropepatch.errors import CheckpointError, RopepatchError
 from ropepatch.manifest import CONFIG_KEY
@@ -34,13 +31,6 @@ def open_model(source: str, dtype: torch.dtype | Literal["auto"] = "auto") -> nn
         auto_class = language_model_class(AutoConfig.from_pretrained(source))
         model: nn.Module = auto_class.from_pretrained(source, dtype=dtype)
         return model
-
-
-def language_model_class(
-    config: PreTrainedConfig,
-) -> type[AutoModelForCausalLM] | type[AutoModelForSeq2SeqLM]:
-    """The class of transformers that makes a language model of a config."""
-    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def open_tokenizer(source: str) -> PreTrainedTokenizerBase:

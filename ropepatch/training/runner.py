@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from ropepatch.adapters.pretrained import LENGTH_ATTRIBUTES
+from ropepatch.adapters.pretrained import LENGTH_ATTRIBUTES, language_model_class
 from ropepatch.corpus import (
     Document,
     RetrievalVocabulary,
@@ -34,7 +34,7 @@ from ropepatch.training.induction import add_induction_circuit
 from ropepatch.training.lora import add_lora
 from ropepatch.training.mistakes import unknown_key
 from ropepatch.training.mixture import TrainingMixture
-from ropepatch.training.pretrained import language_model_class, open_model, open_tokenizer
+from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.training.progress import (
     MetricsCallback,
     ProgressCallback,
