@@ -84,7 +84,6 @@ class _Attention(torch.autograd.Function):
         rows, heads, queries, channels = query.shape
         out = query.new_empty(rows, queries, heads, channels)
         log_sums = query.new_empty(rows, heads, queries, dtype=_wide(query))
-        # In half precision the kernel packs its keys anew for every block, so there are fewer.
         step = _step(queries, 32 if query.dtype.itemsize >= 4 else 16)
         for block, keys, place in query_blocks(queries, key.shape[2], step, causal):
             bias = toeplitz_view(curve[..., place:], block.stop - block.start, keys.stop)
@@ -106,41 +105,58 @@ class _Attention(torch.autograd.Function):
         query, key, value, curve, out, log_sums = ctx.saved_tensors
         (gradient,) = gradients
         queries, keys = query.shape[2], key.shape[2]
-        of_query = torch.zeros(query.shape, dtype=_wide(query), device=query.device)
-        of_key, of_value = key.new_empty(key.shape), value.new_empty(value.shape)
-        # Here keys are in reverse, a block of them at a time: what belongs to a block is then whole.
+        of_query = torch.empty_like(query)
+        of_key, of_value = torch.zeros_like(key), torch.zeros_like(value)
+        if query.dtype.itemsize >= 4:
+            row_step, key_step = _step(queries, 4), _step(keys, 16)
+        else:
+            row_step, key_step = _step(queries, 4, least=1024), _step(keys, 8, least=512)
+        # Here keys are in reverse, a block of them at a time, and queries in pieces: the kernel
+        # returns the gradients of all it is given in new memory.
         mirrored = curve.flip(-1)
-        step = _step(keys, 16 if query.dtype.itemsize >= 4 else 4)
-        for start in range(0, keys, step):
-            block = slice(start, min(start + step, keys))
-            first = max(start - (keys - queries), 0) if ctx.causal else 0
-            rows = slice(first, queries)
-            bias = toeplitz_view(
-                mirrored[..., keys - block.stop + first :], queries - first, block.stop - start
-            )
-            made = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                gradient[:, rows].transpose(1, 2),
-                query[:, :, rows],
-                key[:, :, block].flip(2),
-                value[:, :, block].flip(2),
-                out[:, rows].transpose(1, 2),
-                log_sums[:, :, rows],
-                0.0,
-                False,
-                attn_mask=bias,
-                scale=ctx.scale,
-            )
-            of_query[:, :, rows] += made[0]
-            of_key[:, :, block], of_value[:, :, block] = made[1].flip(2), made[2].flip(2)
-        return of_query.to(query.dtype), of_key, of_value, None, None, None
+        unseen = keys - queries  # keys before the first query
+        for rows in _slices(0, queries, row_step):
+            total = torch.zeros_like(query[:, :, rows], dtype=_wide(query))
+            last = unseen + rows.stop if ctx.causal else keys
+            for some in _slices(0, last, key_step):
+                first = max(some.start - unseen, rows.start) if ctx.causal else rows.start
+                seeing = slice(first, rows.stop)
+                made = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                    gradient[:, seeing].transpose(1, 2),
+                    query[:, :, seeing],
+                    key[:, :, some].flip(2),
+                    value[:, :, some].flip(2),
+                    out[:, seeing].transpose(1, 2),
+                    log_sums[:, :, seeing],
+                    0.0,
+                    False,
+                    attn_mask=toeplitz_view(
+                        mirrored[..., keys - some.stop + first :],
+                        rows.stop - first,
+                        some.stop - some.start,
+                    ),
+                    scale=ctx.scale,
+                )
+                total[:, :, first - rows.start :] += made[0]
+                of_key[:, :, some] += made[1].flip(2)
+                of_value[:, :, some] += made[2].flip(2)
+                del made  # or it lives beside its successor
+            of_query[:, :, rows] = total
+        return of_query, of_key, of_value, None, None, None
 
 
-def _step(tokens: int, blocks: int) -> int:
-    """Tokens in a block: multiples of 256, by which the kernel splits.
+def _slices(start: int, stop: int, step: int) -> Iterator[slice]:
+    """From `start` to `stop` in steps, the last one as long as what is left."""
+    for first in range(start, stop, step):
+        yield slice(first, min(first + step, stop))
 
-    What 32 causal blocks compute of pairs that do not see each other is 2 % of all, 4 blocks 12 %.
+
+def _step(tokens: int, blocks: int, least: int = 256) -> int:
+    """Tokens in a block: multiples of 256, by which the kernel splits, and not below `least`.
+
+    In half precision the kernel packs what it is given for every call, so blocks are larger.
     """
-    return 256 * -(-tokens // (blocks * 256))
+    return max(least, 256 * -(-tokens // (blocks * 256)))
 
 
 def _wide(states: Tensor) -> torch.dtype:
