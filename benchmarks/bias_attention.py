@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         variants=options.variants,
     )
     results = read_results(options.output) if options.output.exists() else {}
-    print("CPU seconds and peak megabytes above the loaded model, medians; one thread")
+    print("Median CPU seconds and peak megabytes above the loaded model; one thread")
     print(f"[least, greatest] ratio of a round; {_machine()}\n")
     measure_all(cells, results, options.rounds, options.output)
     print(summary(verdicts(results, options.dtypes)))
@@ -84,7 +84,8 @@ def measure_all(cells: Sequence[Cell], results: Results, rounds: int, output: Pa
 def measure_group(cells: Iterable[Cell], rounds: int) -> Results:
     """Cells that differ in their variant only: each in its process, in turn, round after round."""
     results: Results = {}
-    takes: dict[Cell, list[tuple[float, float]]] = {}
+    seconds: dict[Cell, list[float]] = {}
+    megabytes: dict[Cell, float] = {}
     with ExitStack() as stack:
         workers: dict[Cell, Worker] = {}
         for cell in cells:
@@ -95,30 +96,29 @@ def measure_group(cells: Iterable[Cell], rounds: int) -> Results:
                 worker = Worker("benchmarks.worker", json.dumps(asdict(cell)))
                 workers[cell] = stack.enter_context(worker)
         own_rounds: dict[Cell, int] = {}
-        for turn in range(-1, rounds):  # the turn before the first warms up
+        for turn in range(-1, rounds):  # the turn before the first warms up, and measures memory
             for cell, worker in workers.items():
                 if cell in results or turn >= own_rounds.get(cell, rounds):
                     continue
                 try:
                     if turn < 0:
-                        own_rounds[cell] = _affordable(worker, rounds)
+                        own_rounds[cell], megabytes[cell] = _affordable(worker, rounds)
                     else:
-                        takes.setdefault(cell, []).append(worker.run())
+                        seconds.setdefault(cell, []).append(worker.run("time")[0])
                 except WorkerDied as error:
                     results[cell] = Measurement(cell, problem=str(error))
-    for cell, taken in takes.items():
+    for cell, taken in seconds.items():
         if cell not in results:
-            seconds, megabytes = zip(*taken, strict=True)
-            results[cell] = Measurement(cell, seconds, megabytes)
+            results[cell] = Measurement(cell, tuple(taken), megabytes[cell])
     return results
 
 
-def _affordable(worker: Worker, rounds: int) -> int:
-    """Warm a worker up; as many rounds as it has time for then."""
+def _affordable(worker: Worker, rounds: int) -> tuple[int, float]:
+    """Warm a worker up: as many rounds as it has time for then, and its peak memory in megabytes."""
     started = time.monotonic()
-    worker.run()
+    _, megabytes = worker.run("memory")
     fits = (time.monotonic() - started) * (rounds + 1) <= _PATIENCE
-    return rounds if fits else min(rounds, _FEWER_ROUNDS)
+    return (rounds if fits else min(rounds, _FEWER_ROUNDS)), megabytes
 
 
 @contextmanager
@@ -142,7 +142,7 @@ def read_results(path: Path) -> Results:
     if content["machine"] != _machine():
         raise SystemExit(f"{path} is of {content['machine']}; this is {_machine()}")
     measurements = [
-        Measurement(Cell(**cell), tuple(one["seconds"]), tuple(one["megabytes"]), one["problem"])
+        Measurement(Cell(**cell), tuple(one["seconds"]), one["memory"], one["problem"])
         for one in content["measurements"]
         for cell in [one["cell"]]
     ]

@@ -73,20 +73,13 @@ class Measurement:
 
     cell: Cell
     seconds: tuple[float, ...] = ()  #: CPU time of each round
-    megabytes: tuple[
-        float, ...
-    ] = ()  #: peak memory of each round above the loaded model, 10⁶ bytes
+    memory: float | None = None  #: peak above the loaded model, 10⁶ bytes
     problem: str | None = None  #: why it was not measured
 
     @property
     def time(self) -> float | None:
         """Median CPU seconds."""
         return median(self.seconds) if self.seconds else None
-
-    @property
-    def memory(self) -> float | None:
-        """Median megabytes."""
-        return median(self.megabytes) if self.megabytes else None
 
 
 def plan(

@@ -17,18 +17,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Literal, Self, TextIO
 
 ROOT = Path(__file__).parent.parent
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
-# With a threshold of its own choice glibc keeps freed tensors of up to 32 MB, some in use between
-# them: resident memory then differs by half between runs that hold the same tensors.
-_SETTINGS = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
-}
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+
+
+Purpose = Literal["time", "memory"]  #: what a step is run for
 
 
 class WorkerDied(RuntimeError):
@@ -47,7 +44,7 @@ class Worker:
             stderr=self.errors,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **_SETTINGS},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         )
 
     def __enter__(self) -> Self:
@@ -65,13 +62,13 @@ class Worker:
             self.process.communicate()  # closes its input, at which it ends
         self.errors.close()
 
-    def run(self) -> tuple[float, float]:
+    def run(self, purpose: Purpose = "time") -> tuple[float, float]:
         """CPU seconds and peak memory above the loaded model, in megabytes, of one step."""
         requests, answers = self.process.stdin, self.process.stdout
         if requests is None or answers is None:
             raise WorkerDied("its pipes are closed")
         try:
-            print("run", file=requests, flush=True)
+            print(purpose, file=requests, flush=True)
             seconds, megabytes = json.loads(answers.readline())
         except (BrokenPipeError, ValueError):
             raise WorkerDied(self._last_words()) from None
@@ -93,7 +90,8 @@ def serve(step: Callable[[], None], *, answers: TextIO) -> None:
     """
     _give_back()
     loaded = _resident()
-    for _ in sys.stdin:
+    for purpose in sys.stdin:
+        _keep_freed(purpose.strip() == "time")
         _give_back()
         _forget_peak()
         started = time.process_time()
@@ -108,13 +106,26 @@ def available_memory() -> int:
     return fields.get("MemAvailable") or os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def _keep_freed(keep: bool) -> None:
+    """Whether freed tensors stay in the process for the next ones, as usual, or go back at once.
+
+    How many of those that it keeps lie between others, unusable, is glibc's luck: the same tensors
+    may take 1.4 times as much memory. To get memory anew for each takes time.
+    """
+    if (option := _of_glibc("mallopt")) is not None:
+        option(_M_MMAP_THRESHOLD, 1 << (25 if keep else 20))  # 32 MiB is the most that glibc keeps
+
+
 def _give_back() -> None:
     """Hand freed memory back to the system, so that no step starts on what another left."""
     gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
-        if trim is not None:
-            trim(0)
+    if (trim := _of_glibc("malloc_trim")) is not None:
+        trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """A function of glibc's own; musl and other systems have none of that name."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def _forget_peak() -> None:
