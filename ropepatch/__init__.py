@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ropepatch.patch import patch_info as patch_info
     from ropepatch.patch import patch_model as patch_model
     from ropepatch.patch import patched as patched
+    from ropepatch.patch import planned_length as planned_length
     from ropepatch.patch import unpatch_model as unpatch_model
     from ropepatch.verification import Verification as Verification
     from ropepatch.verification import verify as verify
@@ -35,6 +36,7 @@ _HOMES = {
     "patch_info": "patch",
     "patch_model": "patch",
     "patched": "patch",
+    "planned_length": "patch",
     "register_method": "methods",
     "rotary_frequencies": "methods",
     "save_pretrained": "checkpoint",

@@ -12,6 +12,7 @@ RopepatchError
 │   ├── NotPatchedError (RuntimeError)              no patch is live
 │   ├── NothingPatchedError (RuntimeError)          the model has nothing that the patch would change
 │   ├── LengthError (ValueError)                    lengths or factors that contradict each other
+│   ├── CacheError (ValueError)                     a key–value cache that does not fit the patch
 │   ├── MaskError (ValueError)                      an attention mask that cannot be one
 │   └── PatchVerificationError (RuntimeError)       what is live is not what was patched
 ├── CheckpointError (OSError)                       a directory that cannot be read or written
@@ -68,6 +69,10 @@ class NothingPatchedError(PatchError, RuntimeError):
 
 class LengthError(PatchError, ValueError):
     """Lengths or factors contradict each other."""
+
+
+class CacheError(PatchError, ValueError):
+    """A key–value cache was filled under other scales, or cannot be turned to the ones needed."""
 
 
 class MaskError(PatchError, ValueError):

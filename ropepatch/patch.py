@@ -1,23 +1,26 @@
 """patch_model and its relatives: put a scaled layer into a loaded model, and take it out again."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ropepatch.adapters.bias_plan import plan_bias
 from ropepatch.adapters.bias_stacks import find_bias_stacks
+from ropepatch.adapters.caches import ScaleRows
 from ropepatch.adapters.pretrained import pretrained_model
 from ropepatch.adapters.rotary import find_rotary_modules
 from ropepatch.adapters.rotary_plan import plan_rotary
+from ropepatch.attention.lengths import request_lengths
 from ropepatch.errors import AlreadyPatchedError, LengthError, MethodOptionError, NotPatchedError
 from ropepatch.manifest import PatchInfo
 from ropepatch.methods import Method, make_method, methods_for
 from ropepatch.methods.base import require_number
 from ropepatch.methods.registry import method_class
-from ropepatch.surgery import PatchRecord, find_record
+from ropepatch.surgery import HookChange, PatchRecord, find_record
 
 _DEFAULT_FACTOR = 4.0
 
@@ -187,6 +190,36 @@ def patched(
             unpatch_model(model)
         if previous is not None:
             previous[1].apply(previous[0])
+
+
+@contextmanager
+def planned_length(model: nn.Module, tokens: int | Tensor) -> Iterator[None]:
+    """Within the body, a length-dependent method scales rows for `tokens`, not for what they have yet.
+
+    One number for all rows, or one for each, (batch,). For decoding loops of your own that know how
+    long they will get, as `generate` does: no row then changes its scale on the way. Raises
+    NotPatchedError, LengthError for what is no length, MethodOptionError for a method that scales
+    all lengths alike.
+    """
+    found = find_record(model)
+    if found is None:
+        raise NotPatchedError("no patch is live on the model; call patch_model first")
+    sites = [
+        change.hook.site
+        for change in found[1].changes
+        if isinstance(change, HookChange) and isinstance(change.hook, ScaleRows)
+    ]
+    if not sites:
+        raise MethodOptionError(
+            f"{found[1].about.method!r} scales rows of every length alike; there is nothing to plan"
+        )
+    lengths = torch.as_tensor(tokens).reshape(-1)
+    if lengths.is_floating_point() or not bool((lengths > 0).all()):
+        raise LengthError(f"tokens is {tokens!r}; allowed: whole numbers, at least 1")
+    with ExitStack() as stack:
+        for site in sites:
+            stack.enter_context(request_lengths(site, lengths))
+        yield
 
 
 def patch_info(model: nn.Module) -> PatchInfo | None:

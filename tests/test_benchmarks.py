@@ -9,6 +9,7 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).parent.parent))  # benchmarks are not installed
 
+from benchmarks import dynamic_decode
 from benchmarks.cells import Cell, Measurement
 from benchmarks.models import build, remove_bias, step_of
 from benchmarks.targets import Target, ratio, spread, verdicts
@@ -100,3 +101,10 @@ def test_a_target_that_was_not_measured_says_so():
     target = Target("bloom", "forward", 8192, "eager", "ours", "time", 6.0, at_least=True)
     (verdict,) = verdicts(RESULTS, ["float32"], [target])
     assert (verdict.ratio, verdict.word) == (None, "not measured")
+
+
+def test_decoding_is_measured_for_every_method(capsys):
+    dynamic_decode.main(["--lengths", "1024", "--rounds", "1"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "1,024" in line]
+    assert [row[1] for row in rows] == list(dynamic_decode.METHODS)
+    assert all(row[-1] == "prefill" for row in rows[1:])

@@ -105,7 +105,10 @@ def test_a_row_equals_the_static_method_at_the_factor_of_its_length(kind, method
     ids = token_ids(2, LONG)
     static = patch_model(fresh_model(kind), STATIC[method], factor=LONG / TRAINED_LENGTH)
     torch.testing.assert_close(
-        logits(patched_model(kind, method), ids), logits(static, ids), atol=1e-6, rtol=0
+        logits(patched_model(kind, method), ids, use_cache=False),
+        logits(static, ids),
+        atol=1e-6,
+        rtol=0,
     )
 
 
@@ -129,26 +132,72 @@ def test_longrope_equals_transformers_own(kind, length, attention_factor):
 DECODING = {
     "greedy": ("none", {}),
     "left-padded": ("left", {}),
+    "sampling": ("left", {"do_sample": True, "top_k": 5}),
     "beams": ("none", {"num_beams": 2}),
-    "left-padded beams": ("left", {"num_beams": 2}),
-    "static cache": ("none", {"cache_implementation": "static"}),
+    "left-padded beams": ("left", {"num_beams": 3, "num_return_sequences": 2}),
+    "static cache": ("left", {"cache_implementation": "static"}),
+    "chunked prefill": ("left", {"prefill_chunk_size": 7}),
 }
+NOT_WITHOUT_CACHE = ("cache_implementation", "prefill_chunk_size")
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gemma3_text", "cohere", "mixtral"])
+def assert_cached_equals_uncached(kind, method, decoding):
+    """Tokens are the same and their logits within rounding, in rows of very different lengths."""
+    padding, more = DECODING[decoding]
+    batch = make_batch(padding, TRAINED_LENGTH - 2, pads=20)
+    model = patched_model(kind, method)
+    arguments = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    arguments |= {"input_ids": batch.ids, "attention_mask": batch.mask}
+    arguments |= {"return_dict_in_generate": True, "output_logits": True}
+    torch.manual_seed(0)
+    cached = model.generate(**arguments | more)
+    more = {name: value for name, value in more.items() if name not in NOT_WITHOUT_CACHE}
+    torch.manual_seed(0)
+    uncached = model.generate(**arguments | more, use_cache=False)
+    assert torch.equal(cached.sequences, uncached.sequences)
+    for ours, theirs in zip(cached.logits, uncached.logits, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("decoding", DECODING)
+def test_generate_is_the_same_with_and_without_cache_on_every_architecture(kind, decoding):
+    assert_cached_equals_uncached(kind, "dynamic_ntk", decoding)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "cohere"])
 @EVERY_METHOD
 @pytest.mark.parametrize("decoding", DECODING)
-def test_generate_beyond_the_trained_length_is_the_same_with_and_without_cache(
-    kind, method, decoding
-):
-    padding, more = DECODING[decoding]
-    batch = make_batch(padding, TRAINED_LENGTH - 2, pads=3)
-    model = patched_model(kind, method)
-    arguments = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-    arguments |= {"input_ids": batch.ids, "attention_mask": batch.mask}
-    cached = model.generate(**arguments, **more)
-    more = {name: value for name, value in more.items() if name != "cache_implementation"}
-    assert torch.equal(cached, model.generate(**arguments, **more, use_cache=False))
+def test_generate_is_the_same_with_and_without_cache_by_every_method(kind, method, decoding):
+    assert_cached_equals_uncached(kind, method, decoding)
+
+
+@EVERY_METHOD
+def test_assisted_generation_gives_what_the_model_gives_alone(method):
+    model, assistant = (
+        patch_model(tiny_model("llama", seed=seed), method, 4, **options("llama", method))
+        for seed in (0, 1)
+    )
+    ids, arguments = token_ids(1, TRAINED_LENGTH - 2), {"max_new_tokens": 12, "do_sample": False}
+    alone = model.generate(ids, **arguments)
+    assert torch.equal(model.generate(ids, assistant_model=assistant, **arguments), alone)
+
+
+@EVERY_METHOD
+def test_a_second_turn_goes_on_with_the_cache_of_the_first(method):
+    """Two requests that end at the same length as one: the keys of the first were scaled for it."""
+    model, ids = patched_model("llama", method), token_ids(1, 40)
+    arguments = {"do_sample": False, "return_dict_in_generate": True}
+    whole = model.generate(ids, max_new_tokens=24, min_new_tokens=24, **arguments)
+    first = model.generate(ids, max_length=64, stopping_criteria=[StopAt(45)], **arguments)
+    second = model.generate(
+        first.sequences,
+        past_key_values=first.past_key_values,
+        max_new_tokens=19,
+        min_new_tokens=19,
+        **arguments,
+    )
+    assert torch.equal(second.sequences, whole.sequences)
 
 
 @EVERY_METHOD
@@ -171,7 +220,7 @@ def test_generate_past_the_trained_length_is_scaled_from_the_first_token(method)
         output_logits=True,
         return_dict_in_generate=True,
     )
-    full = logits(model, out.sequences)[0, ids.shape[1] - 1 : -1]
+    full = logits(model, out.sequences, use_cache=False)[0, ids.shape[1] - 1 : -1]
     torch.testing.assert_close(torch.cat(out.logits), full, **ROUNDING)
 
 
@@ -183,6 +232,16 @@ def test_training_and_evaluation_mode_give_the_same_logits(method, padding):
     arguments = {"attention_mask": batch.mask, "use_cache": False}
     expected = logits(model, batch.ids, **arguments)
     assert torch.equal(logits(model.train(), batch.ids, **arguments), expected)
+
+
+class StopAt:
+    """Ends a generation early, at so many tokens."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def __call__(self, input_ids, scores, **arguments):
+        return torch.full((len(input_ids),), input_ids.shape[1] >= self.tokens)
 
 
 class Rendezvous:

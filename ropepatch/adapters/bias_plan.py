@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ropepatch.adapters.bias_stacks import ALIBI, BiasStack, Part, find_bias_stacks, notes_on
 from ropepatch.adapters.biased import forward_attribute, no_bias
+from ropepatch.adapters.caches import ScaleRows
 from ropepatch.adapters.masks import CompactMasks, padding_mask_for_generate
 from ropepatch.adapters.plan import (
     NOTICE,
@@ -24,7 +25,7 @@ from ropepatch.adapters.pretrained import (
     trained_length,
 )
 from ropepatch.attention.biased import KERNELS, Kernel
-from ropepatch.attention.score_bias import BucketBias, ScoreBias
+from ropepatch.attention.score_bias import AlibiBias, BucketBias, ScoreBias
 from ropepatch.errors import LengthError, MethodOptionError, NothingPatchedError
 from ropepatch.manifest import Manifest, PatchInfo
 from ropepatch.methods import Method
@@ -63,6 +64,12 @@ def plan_bias(
     for stack in stacks:
         made = stack.biases(method if stack.part in chosen else None, length)
         biases += made.values()
+        if method.length_dependent:  # before masks are made compact, which hides lengths
+            changes += [
+                HookChange(stack.module, ScaleRows(bias))
+                for bias in made.values()
+                if isinstance(bias, AlibiBias)
+            ]
         changes += _stack_changes(stack, made, kernel)
     native = _native_attributes(biases, method)
     for config in text_configs(model):

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel
 
+from ropepatch.adapters.caches import ScaleRows
 from ropepatch.adapters.plan import config_changes, generation_changes, request_changes
 from ropepatch.adapters.pretrained import text_config, text_configs
 from ropepatch.adapters.rope_config import native_parameters, scaling_attributes
 from ropepatch.adapters.rope_parameters import original_length, require_unscaled
 from ropepatch.adapters.rotary import chosen_layer_types, find_rotary_modules, unscaled
-from ropepatch.attention.lengths import AnnounceCallLengths
 from ropepatch.manifest import Manifest, PatchInfo
 from ropepatch.methods import Method
 from ropepatch.surgery import AttributeChange, Change, HookChange, PatchRecord
@@ -54,7 +54,7 @@ def plan_rotary(
         changes += config_changes(each, after, manifest)
     changes += generation_changes(model, "max_position_embeddings", manifest)
     if method.length_dependent:
-        changes += [HookChange(module.parent, AnnounceCallLengths(new)) for module, new in pairs]
+        changes += [HookChange(module.parent, ScaleRows(new)) for module, new in pairs]
         changes += request_changes(model, [new for _, new in pairs])
     sites = tuple(module.path for module in plain)
     return PatchRecord(changes, about=PatchInfo(**vars(manifest), sites=sites))

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from ropepatch.attention.lengths import row_lengths
+from ropepatch.attention.row_scales import RowScales, Scaled, row_scales
 from ropepatch.errors import MethodError
 from ropepatch.methods.base import Method, RotaryFrequencies, RotaryGeometry
 
@@ -29,6 +29,14 @@ _NO_FLOAT64 = ("mps", "meta")  # on Apple's GPUs angles are made on the host
 def _with_float64(tensor: Tensor) -> Tensor:
     """The tensor where float64 arithmetic is possible."""
     return tensor.cpu() if tensor.device.type in _NO_FLOAT64 else tensor
+
+
+class RowFrequencies(NamedTuple):
+    """Frequencies of every row, (rows, dim/2), and which rows they change."""
+
+    frequencies: RotaryFrequencies
+    scaled: Tensor  #: (rows, 1, 1)
+    all_scaled: bool | None  #: None: some, or not known
 
 
 @dataclass
@@ -59,6 +67,22 @@ class RotarySite:
     def per_row(self) -> bool:
         """Whether every row gets frequencies by its own length."""
         return self.method is not None and self.method.length_dependent
+
+    def rows(self, scales: RowScales) -> RowFrequencies:
+        """What a length-dependent method makes of the rows of a request."""
+        return scales.once(self.layer_type, self._rows)
+
+    def _rows(self, tokens: Tensor) -> RowFrequencies:
+        assert self.method is not None
+        tokens = _with_float64(tokens)
+        made = self.method.rotary(self.geometry, tokens)
+        factor = torch.as_tensor(made.attention_factor, device=tokens.device).expand(len(tokens))
+        made = RotaryFrequencies(made.inv_freq, factor)
+        scaled = is_scaled(made, self.inv_freq.to(tokens.device))
+        share = None
+        if not torch.compiler.is_compiling():
+            share = True if scaled.all() else None if scaled.any() else False
+        return RowFrequencies(made, scaled[:, None, None], share)
 
     def to(self, device: torch.device) -> None:
         """Move, never cast: float64 is what keeps angles exact."""
@@ -94,7 +118,7 @@ def is_scaled(frequencies: RotaryFrequencies, inv_freq: Tensor) -> Tensor:
     return moved | (factor != 1.0)
 
 
-class ScaledRotary(nn.Module):
+class ScaledRotary(Scaled, nn.Module):
     """Scaled cos and sin from `position_ids`, in the layout of the stock module that it wraps.
 
     Angles are products of whole positions and float64 frequencies; only cos and sin are cast.
@@ -121,17 +145,19 @@ class ScaledRotary(nn.Module):
         return self._per_row(x, position_ids, site)
 
     def _per_row(self, x: Tensor, position_ids: Tensor, site: RotarySite) -> tuple[Tensor, Tensor]:
-        assert site.method is not None
-        lengths = _with_float64(row_lengths(self, position_ids))
-        position_ids = position_ids.expand(lengths.shape[0], -1)
-        made = site.method.rotary(site.geometry, lengths)
-        factor = torch.as_tensor(made.attention_factor, device=lengths.device)
-        rows = RotaryFrequencies(
-            made.inv_freq[:, None, :], factor.expand(lengths.shape)[:, None, None]
-        )
-        scaled = is_scaled(made, site.inv_freq.to(lengths.device))[:, None, None].to(x.device)
+        scales = row_scales(self)
+        if scales is None:  # called on its own: positions are all there is to tell lengths
+            scales = RowScales(position_ids.amax(-1) + 1)
+        scales.called_at = position_ids
+        made, scaled, all_scaled = site.rows(scales)
+        if all_scaled is False:
+            return self._unscaled(x, position_ids, site.layer_type)
+        factor = torch.as_tensor(made.attention_factor)[:, None, None]
+        ours = self._rotation(x, position_ids, RotaryFrequencies(made.inv_freq[:, None, :], factor))
+        if all_scaled:
+            return ours
         stock = self._unscaled(x, position_ids, site.layer_type)
-        ours = self._rotation(x, position_ids, rows)
+        scaled = scaled.to(x.device)
         return torch.where(scaled, ours[0], stock[0]), torch.where(scaled, ours[1], stock[1])
 
     def _rotation(

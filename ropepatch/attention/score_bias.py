@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ropepatch.attention.lengths import announced_lengths
+from ropepatch.attention.row_scales import RowScales, Scaled, row_scales
 from ropepatch.errors import MethodError
 from ropepatch.methods.base import AlibiGeometry, Geometry, Method, RelativeGeometry
 
@@ -39,7 +39,7 @@ def _longest(method: Method, geometry: Geometry) -> int:
 
 
 @dataclass(eq=False)
-class AlibiBias:
+class AlibiBias(Scaled):
     """−m·D for every head (ALiBi, arXiv 2108.12409, §3); `method=None` leaves the slopes unscaled."""
 
     geometry: AlibiGeometry
@@ -55,6 +55,10 @@ class AlibiBias:
         assert self.method is not None
         return self.method.alibi(self.geometry).float()
 
+    def _by_length(self, tokens: Tensor) -> Tensor:
+        assert self.method is not None
+        return self.method.alibi(self.geometry, tokens.cpu())
+
     def slopes(self, lengths: Tensor) -> Tensor:
         """Slopes of every row, where `lengths` are. (1, heads) or (batch, heads), float32"""
         if self.method is None:
@@ -62,9 +66,8 @@ class AlibiBias:
         elif not self.method.length_dependent:
             made = self._scaled
         else:
-            announced = announced_lengths(self, lengths.shape[0])
-            known = lengths.cpu() if announced is None else announced
-            made = self.method.alibi(self.geometry, known)
+            scales = row_scales(self) or RowScales(lengths)
+            made = scales.once("slopes", self._by_length)
         return made.view(-1, self.geometry.num_heads).to(lengths.device, torch.float32)
 
     def is_scaled(self) -> bool:

@@ -1,17 +1,20 @@
 """What a method is: options and maths in one dataclass, told about a checkpoint by a geometry."""
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import ge, gt, le
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from ropepatch.errors import MethodOptionError, UnsupportedMechanismError
 from ropepatch.positions import alibi_slopes, inverse_frequencies, relative_buckets
+
+Length = TypeVar("Length", int, Tensor)
 
 MECHANISMS = ("rotary", "alibi", "relative")
 
@@ -202,6 +205,48 @@ class Method:
     def native(self, geometry: RotaryGeometry) -> dict[str, Any] | None:
         """The same as transformers' `rope_parameters` (without `partial_rotary_factor`), or None."""
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthDependent(Method):
+    """Base of methods that scale every row by its length.
+
+    A row whose cached keys are kept is scaled for more than it has: for the next of L, L·g, L·g², …
+    tokens with g = `bucket_growth`, of which the target length is one, too. It is rotated on to the
+    next when it outgrows that.
+    """
+
+    length_dependent: ClassVar[bool] = True
+
+    bucket_growth: float = (
+        2.0  #: g; 1 scales for the very length, and rotates all keys at every step
+    )
+    training_length: int | None = None  #: tokens that every row counts as in training mode
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("bucket_growth", self.bucket_growth, at_least=1)
+        if self.training_length is not None:
+            require_count("training_length", self.training_length, "tokens")
+
+    def bucket(self, length: Length, original: int) -> Length:
+        """Tokens for which rows of `length` tokens are scaled, of a model trained to `original`."""
+        if self.bucket_growth == 1:
+            return length
+        sizes = _bucket_sizes(original, self.bucket_growth, round(self.factor * original))
+        if isinstance(length, Tensor):
+            table = torch.tensor(sizes, device=length.device)
+            return table[torch.searchsorted(table, length)]
+        return next(size for size in sizes if size >= length)
+
+
+@functools.cache
+def _bucket_sizes(original: int, growth: float, target: int) -> list[int]:
+    """All lengths for which rows are scaled, up to more than any row has."""
+    sizes = [original]
+    while sizes[-1] < 1 << 40:
+        sizes.append(max(sizes[-1] + 1, round(min(sizes[-1] * growth, 1 << 40))))
+    return sorted({*sizes, target})
 
 
 def stretch(length: Tensor | None, geometry: Geometry) -> Tensor:

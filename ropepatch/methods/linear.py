@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ropepatch.methods.base import (
     AlibiGeometry,
+    LengthDependent,
     Method,
     RelativeGeometry,
     RotaryFrequencies,
@@ -46,13 +47,11 @@ class Linear(Method):
 
 @register_method("dynamic_linear")
 @dataclass(frozen=True, kw_only=True)
-class DynamicLinear(Method):
+class DynamicLinear(LengthDependent):
     """θ/max(1, T/L): interpolation by just as much as the sequence needs (kaiokendev, 2023).
 
     ALiBi's slopes·L/max(L, T) (arXiv 2310.13017).
     """
-
-    length_dependent: ClassVar[bool] = True
 
     def rotary(self, geometry: RotaryGeometry, length: Tensor | None = None) -> RotaryFrequencies:
         factor = stretch(length, geometry)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ropepatch.errors import MethodOptionError
 from ropepatch.methods.base import (
-    Method,
+    LengthDependent,
     RotaryFrequencies,
     RotaryGeometry,
     require_factors,
@@ -21,13 +21,12 @@ from ropepatch.methods.registry import register_method
 
 @register_method("longrope", aliases=("su",))
 @dataclass(frozen=True, kw_only=True)
-class LongRope(Method):
+class LongRope(LengthDependent):
     """θ_i / factors_i, the short list for T ≤ L and the long one beyond (arXiv 2402.13753, §3.2).
 
     The attention factor √(1 + ln s/ln L) applies to both lists, as in the released Phi-3 code.
     """
 
-    length_dependent: ClassVar[bool] = True
     native_rope_type: ClassVar[str | None] = "longrope"
 
     short_factor: Sequence[float]  #: dim/2 divisors for sequences of up to L tokens

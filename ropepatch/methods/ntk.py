@@ -8,6 +8,7 @@ from torch import Tensor
 from ropepatch.errors import MethodOptionError
 from ropepatch.methods.base import (
     AlibiGeometry,
+    LengthDependent,
     Method,
     RotaryFrequencies,
     RotaryGeometry,
@@ -73,14 +74,13 @@ class Ntk(Method):
 
 @register_method("dynamic_ntk", aliases=("dynamic",))
 @dataclass(frozen=True, kw_only=True)
-class DynamicNtk(Method):
+class DynamicNtk(LengthDependent):
     """NTK-aware with α = a·T/L − (a − 1) for sequences of T > L tokens (emozilla, 2023).
 
     With a = 1 it is the YaRN paper's "dynamic NTK" (arXiv 2309.00071, §3.3). transformers'
     `dynamic` calls a "factor".
     """
 
-    length_dependent: ClassVar[bool] = True
     native_rope_type: ClassVar[str | None] = "dynamic"
 
     alpha: float = 1.0  #: a above; more than 1 scales harder than the length asks for

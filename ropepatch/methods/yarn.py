@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ropepatch.errors import MethodOptionError
 from ropepatch.methods.base import (
+    LengthDependent,
     Method,
     RotaryFrequencies,
     RotaryGeometry,
@@ -139,10 +140,8 @@ class Yarn(Tempered):
 
 @register_method("dynamic_yarn")
 @dataclass(frozen=True, kw_only=True)
-class DynamicYarn(Tempered):
+class DynamicYarn(LengthDependent, Tempered):
     """YaRN at s = max(1, T/L): sequences of up to L tokens are exactly unscaled (jquesnelle, 2023)."""
-
-    length_dependent: ClassVar[bool] = True
 
     def rotary(self, geometry: RotaryGeometry, length: Tensor | None = None) -> RotaryFrequencies:
         return self.tempered(geometry, stretch(length, geometry))
