@@ -5,64 +5,27 @@ The oracle is a static patch at the factor of the bucket: it knows no lengths an
 
 import copy
 import pickle
-from itertools import pairwise
 
 import pytest
 import torch
-from decoding import make_batch, make_cache
-from stock_models import ROTATED
+from decoding import make_batch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loops import (
+    EVERY_KIND,
+    EVERY_METHOD,
+    METHODS,
+    ROUNDING,
+    TARGET,
+    dynamic,
+    static,
+    step_by_step,
+)
 from tiny_bias_models import ALIBI_KINDS, fresh_bias_model
-from tiny_models import KINDS, SLIDING_KINDS, TRAINED_LENGTH, fresh_model, logits, token_ids
-from torch._dynamo.utils import counters
-from transformers import DynamicCache, StaticCache
+from tiny_models import KINDS, SLIDING_KINDS, TRAINED_LENGTH, logits, token_ids
+from transformers import StaticCache
 
 from ropepatch import patch_model, planned_length
-from ropepatch.errors import CacheError, LengthError, MethodOptionError, NotPatchedError
-
-ROUNDING = {"atol": 1e-5, "rtol": 1e-5}  # nemotron answers with large logits
-TARGET = 4  # times the trained length of 32: buckets of 32, 64 and 128 tokens
-STATIC = {"dynamic_linear": "linear", "dynamic_ntk": "ntk", "dynamic_yarn": "yarn"}
-METHODS = [*STATIC, "longrope"]
-EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
-EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
-
-
-def lists(kind):
-    pairs = ROTATED.get(kind, 16) // 2
-    return {
-        "short_factor": [1.0] * pairs,
-        "long_factor": [1.0 + i for i in range(pairs)],
-        "attention_factor": 1.0,
-    }
-
-
-def dynamic(kind, method, **options):
-    options |= lists(kind) if method == "longrope" else {}
-    return patch_model(fresh_model(kind), method, TARGET, **options)
-
-
-def static(kind, method, bucket):
-    """The model whose every row is scaled for `bucket` tokens, by a method that knows no lengths."""
-    if bucket == TRAINED_LENGTH:
-        return fresh_model(kind)
-    if method == "longrope":
-        # Unscaled lengths would need the short list: give the long one for both.
-        options = lists(kind)
-        options["short_factor"] = options["long_factor"]
-        return patch_model(fresh_model(kind), "longrope", TARGET, **options)
-    return patch_model(fresh_model(kind), STATIC[method], bucket / TRAINED_LENGTH)
-
-
-@torch.no_grad()
-def step_by_step(model, ids, borders, cache=None, **arguments):
-    """Logits of a loop that gives the model what lies between the borders, and its cache."""
-    out = []
-    for start, end in pairwise(borders):
-        more = {name: value[:, :end] for name, value in arguments.items()}
-        answer = model(ids[:, start:end], past_key_values=cache, use_cache=True, **more)
-        cache = answer.past_key_values
-        out.append(answer.logits)
-    return torch.cat(out, 1), cache
 
 
 @EVERY_KIND
@@ -130,19 +93,7 @@ def test_padded_rows_decode_as_they_do_alone(kind, method, padding):
     ids = torch.cat((batch.ids, more), 1)
     mask = torch.cat((batch.mask, torch.ones_like(more)), 1)
     borders = [0, 40, 42, 50, 51, 52, 53, 60, 64]
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    model = dynamic(kind, method)
-    cache, together = None, []
-    for start, end in pairwise(borders):
-        answer = model(
-            ids[:, start:end],
-            attention_mask=mask[:, :end],
-            position_ids=positions[:, start:end],
-            past_key_values=cache,
-        )
-        cache = answer.past_key_values
-        together.append(answer.logits)
-    together = torch.cat(together, 1)
+    together, _ = step_by_step(dynamic(kind, method), ids, borders, mask=mask)
     for row in range(2):
         real = mask[row].bool()
         own = [int(mask[row, :border].sum()) for border in borders]
@@ -237,79 +188,6 @@ def test_two_requests_interleaved_on_one_model_do_not_see_each_other(method):
     assert torch.equal(torch.cat((second, rest_2), 1), alone[1])
 
 
-def test_a_cache_of_the_unpatched_model_is_refused():
-    cache = fresh_model("llama")(token_ids(1, 8)).past_key_values
-    with pytest.raises(CacheError, match="8 tokens of a model without this patch"):
-        dynamic("llama", "dynamic_ntk")(token_ids(1, 1), past_key_values=cache)
-
-
-def test_a_cache_of_another_patch_is_refused():
-    cache = dynamic("llama", "dynamic_ntk")(token_ids(1, 8)).past_key_values
-    with pytest.raises(CacheError, match="another patch"):
-        dynamic("llama", "dynamic_yarn")(token_ids(1, 1), past_key_values=cache)
-    dynamic("llama", "dynamic_ntk")(token_ids(1, 1), past_key_values=cache)
-
-
-def test_rows_that_the_cache_does_not_know_are_refused():
-    batch = make_batch("left", 40, pads=20)
-    model = dynamic("llama", "dynamic_ntk")
-    cache = model(batch.ids, attention_mask=batch.mask).past_key_values
-    for layer in cache.layers:
-        layer.keys, layer.values = layer.keys.repeat(2, 1, 1, 1), layer.values.repeat(2, 1, 1, 1)
-    with pytest.raises(CacheError, match="4 rows, but the cache knows the scale of 2"):
-        model(token_ids(4, 1), attention_mask=torch.ones(4, 41), past_key_values=cache)
-
-
-def test_a_cache_that_was_reset_starts_anew():
-    model = dynamic("llama", "dynamic_ntk")
-    for make in (DynamicCache, StaticCache):
-        more = {"max_cache_len": 100} if make is StaticCache else {}
-        cache, fresh = (make(config=model.config, **more) for _ in range(2))
-        model(token_ids(1, 50), past_key_values=cache)
-        cache.reset()
-        ids = token_ids(1, 20)
-        expected = logits(model, ids, past_key_values=fresh)
-        assert torch.equal(logits(model, ids, past_key_values=cache), expected)
-
-
-def test_a_static_cache_smaller_than_the_request_is_refused():
-    model = dynamic("llama", "dynamic_ntk")
-    cache = StaticCache(config=model.config, max_cache_len=30)
-    with pytest.raises(LengthError, match=r"needs 40 places in its cache.*has 30"):
-        model(token_ids(1, 40), past_key_values=cache)
-    # The last token that is generated is never read.
-    with pytest.raises(LengthError, match=r"needs 39 places in its cache.*has 30"):
-        model.generate(token_ids(1, 20), max_new_tokens=20, past_key_values=cache)
-
-
-@EVERY_METHOD
-def test_growth_of_the_buckets_is_an_option(method):
-    ids = token_ids(1, 40)
-    model = dynamic("llama", method, bucket_growth=4.0)
-    decoded, _ = step_by_step(model, ids, [0, 35, 36, 40])
-    torch.testing.assert_close(decoded, logits(static("llama", method, 128), ids), **ROUNDING)
-
-
-@EVERY_METHOD
-def test_training_takes_the_length_of_the_row_or_the_one_given(method):
-    ids = token_ids(1, 64)
-    model = dynamic("llama", method).train()
-    expected = logits(static("llama", method, 64), ids)
-    torch.testing.assert_close(logits(model, ids), expected, **ROUNDING)
-    model = dynamic("llama", method, training_length=128).train()
-    expected = logits(static("llama", method, 128), ids)
-    torch.testing.assert_close(logits(model, ids), expected, **ROUNDING)
-
-
-def test_training_refuses_positions_that_may_be_of_a_part():
-    model = dynamic("llama", "dynamic_ntk").train()
-    ids, positions = token_ids(1, 20), torch.arange(20)[None] + 20
-    with pytest.raises(LengthError, match="training_length="):
-        model(ids, position_ids=positions)
-    model(ids, position_ids=positions, attention_mask=torch.ones_like(ids))
-    dynamic("llama", "dynamic_ntk", training_length=64).train()(ids, position_ids=positions)
-
-
 @EVERY_KIND
 @EVERY_METHOD
 def test_a_loop_that_plans_its_length_never_changes_its_scale(kind, method):
@@ -322,31 +200,6 @@ def test_a_loop_that_plans_its_length_never_changes_its_scale(kind, method):
     torch.testing.assert_close(torch.cat((decoded, rest), 1), full, **ROUNDING)
 
 
-def test_rows_can_be_planned_one_by_one():
-    ids = token_ids(2, 20)
-    model = dynamic("llama", "dynamic_ntk")
-    with planned_length(model, torch.tensor([64, 128])):
-        found = logits(model, ids)
-    for row, bucket in enumerate((64, 128)):
-        expected = logits(static("llama", "dynamic_ntk", bucket), ids)
-        torch.testing.assert_close(found[row], expected[row], **ROUNDING)
-
-
-@pytest.mark.parametrize("tokens", [0, -3, 1.5])
-def test_what_is_no_length_cannot_be_planned(tokens):
-    with pytest.raises(LengthError, match="whole numbers, at least 1"):  # noqa: SIM117
-        with planned_length(dynamic("llama", "dynamic_ntk"), tokens):
-            pass
-
-
-def test_lengths_are_planned_for_length_dependent_methods_only():
-    with pytest.raises(NotPatchedError), planned_length(fresh_model("llama"), 64):
-        pass
-    model = patch_model(fresh_model("llama"), "yarn", 4)
-    with pytest.raises(MethodOptionError, match="every length alike"), planned_length(model, 64):
-        pass
-
-
 @pytest.mark.parametrize("kind", ALIBI_KINDS)
 @pytest.mark.parametrize(("start", "bucket"), [(20, 32), (40, 64), (70, 128)])
 def test_slopes_of_a_decoding_loop_are_those_of_its_bucket(kind, start, bucket):
@@ -357,42 +210,23 @@ def test_slopes_of_a_decoding_loop_are_those_of_its_bucket(kind, start, bucket):
     torch.testing.assert_close(decoded, logits(wanted, ids), **ROUNDING)
 
 
-@pytest.fixture
-def compiler():
-    """No graphs of other tests, and none left to them: there is a limit for each function."""
-    torch.compiler.reset()
-    yield torch.compiler
-    torch.compiler.reset()
-
-
-@pytest.mark.parametrize("method", ["dynamic_ntk", "longrope"])
-@pytest.mark.parametrize("cache_kind", ["dynamic", "static"])
-def test_a_compiled_loop_stays_one_graph_within_a_bucket(method, cache_kind, compiler):
-    """As many graphs as the unpatched model, and the numbers of the loop that is not compiled."""
-    ids = token_ids(2, 60)
-    borders = [0, 40, 41, 42, 43, 50, 60]
-    graphs, answers = [], []
-    for model in (fresh_model("llama"), dynamic("llama", method)):
-        compiler.reset()
-        counters.clear()
-        compiled = torch.compile(model, backend="eager")
-        cache = make_cache(model, cache_kind, 64)
-        answers.append(step_by_step(compiled, ids, borders, cache)[0])
-        assert not counters["graph_break"]
-        graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[1] <= graphs[0] + 1
-    expected, _ = step_by_step(
-        dynamic("llama", method), ids, borders, make_cache(model, cache_kind, 64)
-    )
-    torch.testing.assert_close(answers[1], expected, **ROUNDING)
-
-
-@pytest.mark.parametrize("method", ["dynamic_ntk", "longrope"])
-@pytest.mark.usefixtures("compiler")
-def test_a_compiled_loop_goes_on_past_its_bucket(method):
-    ids = token_ids(2, 70)
-    borders = [0, 30, 31, 32, 33, 34, 35, 60, 64, 65, 66, 70]
-    compiled = torch.compile(dynamic("llama", method), backend="eager")
-    found, _ = step_by_step(compiled, ids, borders)
-    expected, _ = step_by_step(dynamic("llama", method), ids, borders)
-    torch.testing.assert_close(found, expected, **ROUNDING)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_rows_of_any_length_in_pieces_of_any_size_are_exact(data):
+    """Two padded rows, each within its bucket, read in random pieces: each as if read at once, alone."""
+    kind, method = data.draw(st.sampled_from(KINDS)), data.draw(st.sampled_from(METHODS))
+    buckets = data.draw(st.lists(st.sampled_from([32, 64, 128]), min_size=2, max_size=2))
+    starts = [data.draw(st.integers(1 if b == 32 else b // 2 + 1, b - 1)) for b in buckets]
+    new = data.draw(st.integers(1, min(b - s for b, s in zip(buckets, starts, strict=True))))
+    columns = max(starts)
+    ids = token_ids(2, columns + new, seed=data.draw(st.integers(0, 9)))
+    mask = torch.ones_like(ids)
+    for row, start in enumerate(starts):
+        mask[row, : columns - start] = 0
+    pieces = data.draw(st.sets(st.integers(1, new), max_size=5))
+    borders = [0, columns, *sorted(columns + piece for piece in pieces | {new})]
+    found, _ = step_by_step(dynamic(kind, method), ids, borders, mask=mask)
+    for row, bucket in enumerate(buckets):
+        real = mask[row].bool()
+        expected = logits(static(kind, method, bucket), ids[row : row + 1, real])[0]
+        torch.testing.assert_close(found[row, real], expected, atol=3e-5, rtol=1e-5)

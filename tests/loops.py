@@ -1,0 +1,57 @@
+"""Decoding loops of length-dependent methods, and the static patches that they are compared with."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from stock_models import ROTATED
+from tiny_models import KINDS, TRAINED_LENGTH, fresh_model
+
+from ropepatch import patch_model
+
+ROUNDING = {"atol": 1e-5, "rtol": 1e-5}  # nemotron answers with large logits
+TARGET = 4  # times the trained length of 32: buckets of 32, 64 and 128 tokens
+STATIC = {"dynamic_linear": "linear", "dynamic_ntk": "ntk", "dynamic_yarn": "yarn"}
+METHODS = [*STATIC, "longrope"]
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
+EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
+
+
+def lists(kind):
+    pairs = ROTATED.get(kind, 16) // 2
+    return {
+        "short_factor": [1.0] * pairs,
+        "long_factor": [1.0 + i for i in range(pairs)],
+        "attention_factor": 1.0,
+    }
+
+
+def dynamic(kind, method, **options):
+    options |= lists(kind) if method == "longrope" else {}
+    return patch_model(fresh_model(kind), method, TARGET, **options)
+
+
+def static(kind, method, bucket):
+    """The model whose every row is scaled for `bucket` tokens, by a method that knows no lengths."""
+    if bucket == TRAINED_LENGTH:
+        return fresh_model(kind)
+    if method == "longrope":
+        # Unscaled lengths would need the short list: give the long one for both.
+        options = lists(kind)
+        options["short_factor"] = options["long_factor"]
+        return patch_model(fresh_model(kind), "longrope", TARGET, **options)
+    return patch_model(fresh_model(kind), STATIC[method], bucket / TRAINED_LENGTH)
+
+
+@torch.no_grad()
+def step_by_step(model, ids, borders, cache=None, mask=None):
+    """Logits of a loop that gives the model what lies between the borders, and its cache."""
+    out, more = [], {}
+    for start, end in pairwise(borders):
+        if mask is not None:
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            more = {"attention_mask": mask[:, :end], "position_ids": positions[:, start:end]}
+        answer = model(ids[:, start:end], past_key_values=cache, use_cache=True, **more)
+        cache = answer.past_key_values
+        out.append(answer.logits)
+    return torch.cat(out, 1), cache

@@ -1,0 +1,151 @@
+"""What a cache with scales refuses, what fixes scales beforehand, and loops under torch.compile."""
+
+import pytest
+import torch
+from decoding import make_batch, make_cache
+from loops import EVERY_METHOD, ROUNDING, dynamic, static, step_by_step
+from tiny_models import fresh_model, logits, token_ids
+from torch._dynamo.utils import counters
+from transformers import DynamicCache, StaticCache
+
+from ropepatch import patch_model, planned_length
+from ropepatch.errors import CacheError, LengthError, MethodOptionError, NotPatchedError
+
+
+def test_a_cache_of_the_unpatched_model_is_refused():
+    cache = fresh_model("llama")(token_ids(1, 8)).past_key_values
+    with pytest.raises(CacheError, match="8 tokens of a model without this patch"):
+        dynamic("llama", "dynamic_ntk")(token_ids(1, 1), past_key_values=cache)
+
+
+def test_a_cache_of_another_patch_is_refused():
+    cache = dynamic("llama", "dynamic_ntk")(token_ids(1, 8)).past_key_values
+    with pytest.raises(CacheError, match="another patch"):
+        dynamic("llama", "dynamic_yarn")(token_ids(1, 1), past_key_values=cache)
+    dynamic("llama", "dynamic_ntk")(token_ids(1, 1), past_key_values=cache)
+
+
+def test_rows_that_the_cache_does_not_know_are_refused():
+    batch = make_batch("left", 40, pads=20)
+    model = dynamic("llama", "dynamic_ntk")
+    cache = model(batch.ids, attention_mask=batch.mask).past_key_values
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys.repeat(2, 1, 1, 1), layer.values.repeat(2, 1, 1, 1)
+    with pytest.raises(CacheError, match="4 rows, but the cache knows the scale of 2"):
+        model(token_ids(4, 1), attention_mask=torch.ones(4, 41), past_key_values=cache)
+
+
+def test_a_cache_that_was_reset_starts_anew():
+    model = dynamic("llama", "dynamic_ntk")
+    for make in (DynamicCache, StaticCache):
+        more = {"max_cache_len": 100} if make is StaticCache else {}
+        cache, fresh = (make(config=model.config, **more) for _ in range(2))
+        model(token_ids(1, 50), past_key_values=cache)
+        cache.reset()
+        ids = token_ids(1, 20)
+        expected = logits(model, ids, past_key_values=fresh)
+        assert torch.equal(logits(model, ids, past_key_values=cache), expected)
+
+
+def test_a_static_cache_smaller_than_the_request_is_refused():
+    model = dynamic("llama", "dynamic_ntk")
+    cache = StaticCache(config=model.config, max_cache_len=30)
+    with pytest.raises(LengthError, match=r"needs 40 places in its cache.*has 30"):
+        model(token_ids(1, 40), past_key_values=cache)
+    # The last token that is generated is never read.
+    with pytest.raises(LengthError, match=r"needs 39 places in its cache.*has 30"):
+        model.generate(token_ids(1, 20), max_new_tokens=20, past_key_values=cache)
+
+
+@EVERY_METHOD
+def test_growth_of_the_buckets_is_an_option(method):
+    ids = token_ids(1, 40)
+    model = dynamic("llama", method, bucket_growth=4.0)
+    decoded, _ = step_by_step(model, ids, [0, 35, 36, 40])
+    torch.testing.assert_close(decoded, logits(static("llama", method, 128), ids), **ROUNDING)
+
+
+@EVERY_METHOD
+def test_training_takes_the_length_of_the_row_or_the_one_given(method):
+    ids = token_ids(1, 64)
+    model = dynamic("llama", method).train()
+    expected = logits(static("llama", method, 64), ids)
+    torch.testing.assert_close(logits(model, ids), expected, **ROUNDING)
+    model = dynamic("llama", method, training_length=128).train()
+    expected = logits(static("llama", method, 128), ids)
+    torch.testing.assert_close(logits(model, ids), expected, **ROUNDING)
+
+
+def test_training_refuses_positions_that_may_be_of_a_part():
+    model = dynamic("llama", "dynamic_ntk").train()
+    ids, positions = token_ids(1, 20), torch.arange(20)[None] + 20
+    with pytest.raises(LengthError, match="training_length="):
+        model(ids, position_ids=positions)
+    model(ids, position_ids=positions, attention_mask=torch.ones_like(ids))
+    dynamic("llama", "dynamic_ntk", training_length=64).train()(ids, position_ids=positions)
+
+
+def test_rows_can_be_planned_one_by_one():
+    ids = token_ids(2, 20)
+    model = dynamic("llama", "dynamic_ntk")
+    with planned_length(model, torch.tensor([64, 128])):
+        found = logits(model, ids)
+    for row, bucket in enumerate((64, 128)):
+        expected = logits(static("llama", "dynamic_ntk", bucket), ids)
+        torch.testing.assert_close(found[row], expected[row], **ROUNDING)
+
+
+@pytest.mark.parametrize("tokens", [0, -3, 1.5])
+def test_what_is_no_length_cannot_be_planned(tokens):
+    with pytest.raises(LengthError, match="whole numbers, at least 1"):  # noqa: SIM117
+        with planned_length(dynamic("llama", "dynamic_ntk"), tokens):
+            pass
+
+
+def test_lengths_are_planned_for_length_dependent_methods_only():
+    with pytest.raises(NotPatchedError), planned_length(fresh_model("llama"), 64):
+        pass
+    model = patch_model(fresh_model("llama"), "yarn", 4)
+    with pytest.raises(MethodOptionError, match="every length alike"), planned_length(model, 64):
+        pass
+
+
+@pytest.fixture
+def compiler():
+    """No graphs of other tests, and none left to them: there is a limit for each function."""
+    torch.compiler.reset()
+    yield torch.compiler
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("method", ["dynamic_ntk", "longrope"])
+@pytest.mark.parametrize("cache_kind", ["dynamic", "static"])
+def test_a_compiled_loop_stays_one_graph_within_a_bucket(method, cache_kind, compiler):
+    """As many graphs as the unpatched model, and the numbers of the loop that is not compiled."""
+    ids = token_ids(2, 60)
+    borders = [0, 40, 41, 42, 43, 50, 60]
+    graphs, answers = [], []
+    for model in (fresh_model("llama"), dynamic("llama", method)):
+        compiler.reset()
+        counters.clear()
+        compiled = torch.compile(model, backend="eager")
+        cache = make_cache(model, cache_kind, 64)
+        answers.append(step_by_step(compiled, ids, borders, cache)[0])
+        assert not counters["graph_break"]
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[1] <= graphs[0] + 1
+    expected, _ = step_by_step(
+        dynamic("llama", method), ids, borders, make_cache(model, cache_kind, 64)
+    )
+    torch.testing.assert_close(answers[1], expected, **ROUNDING)
+
+
+@pytest.mark.parametrize("method", ["dynamic_ntk", "longrope"])
+@pytest.mark.usefixtures("compiler")
+def test_a_compiled_loop_goes_on_past_its_bucket(method):
+    ids = token_ids(2, 70)
+    borders = [0, 30, 31, 32, 33, 34, 35, 60, 64, 65, 66, 70]
+    compiled = torch.compile(dynamic("llama", method), backend="eager")
+    found, _ = step_by_step(compiled, ids, borders)
+    expected, _ = step_by_step(dynamic("llama", method), ids, borders)
+    torch.testing.assert_close(found, expected, **ROUNDING)
