@@ -1,7 +1,6 @@
 """What a method is: options and maths in one dataclass, told about a checkpoint by a geometry."""
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -240,7 +239,6 @@ class LengthDependent(Method):
         return next(size for size in sizes if size >= length)
 
 
-@functools.cache
 def _bucket_sizes(original: int, growth: float, target: int) -> list[int]:
     """All lengths for which rows are scaled, up to more than any row has."""
     sizes = [original]

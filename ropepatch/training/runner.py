@@ -31,6 +31,7 @@ from ropepatch.errors import CheckpointError, ConfigError, DataError
 from ropepatch.patch import patch_model
 from ropepatch.terminal import quiet_transformers
 from ropepatch.training.induction import add_induction_circuit
+from ropepatch.training.interrupts import InterruptCallback
 from ropepatch.training.lora import add_lora
 from ropepatch.training.mistakes import unknown_key
 from ropepatch.training.mixture import TrainingMixture
@@ -74,9 +75,10 @@ def train(
         return TrainingResult(run.result, recipe.training.max_steps, None, 0.0)
     started = time.perf_counter()
     with quiet_transformers():
-        trainer = prepare(recipe, run, progress, callbacks)
+        interrupts = InterruptCallback()
+        trainer = prepare(recipe, run, progress, [*callbacks, interrupts])
         checkpoint = run.last_good_checkpoint()
-        with _explained(run):
+        with _explained(run), interrupts.listening():
             forget_metrics_after(run.metrics, _step_of(checkpoint))
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             _save_result(trainer, recipe, run)
