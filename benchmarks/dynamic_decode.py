@@ -19,12 +19,8 @@ from ropepatch.terminal import silence_transformers
 
 TRAINED = 512  # tokens; every length that is measured is a bucket of its own
 TARGET = 32768
-METHODS = (
-    "yarn",
-    "dynamic_yarn",
-    "dynamic_ntk",
-    "dynamic_linear",
-)  # the first is what is compared to
+# The first is what the others are compared to.
+METHODS = ("yarn", "dynamic_yarn", "dynamic_ntk", "dynamic_linear")
 STEPS = 24
 
 
@@ -41,18 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"CPU time, medians of {options.rounds} rounds; one thread; [least, greatest] ratio of a round"
     )
-    header = (
-        "tokens",
-        "method        ",
-        "decode ms",
-        "ratio              ",
-        "prefill s",
-        "ratio              ",
-        "next bucket",
-    )
+    header = ("tokens", "method", "decode ms", "ratio", "prefill s", "ratio", "next bucket")
     for length in options.lengths:
-        rows = list(measured(length, options.rounds))
-        print(aligned([header, *rows]), end="\n\n", flush=True)
+        print(aligned([header, *measured(length, options.rounds)]), end="\n\n", flush=True)
 
 
 def measured(length: int, rounds: int) -> list[tuple[str, ...]]:

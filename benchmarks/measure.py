@@ -24,7 +24,6 @@ _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
-
 Purpose = Literal["time", "memory"]  #: what a step is run for
 
 

@@ -5,8 +5,9 @@ import threading
 import pytest
 import torch
 from decoding import PADDINGS, make_batch
-from stock_models import ROTATED, by_divisors, scaled_config
-from tiny_models import KINDS, TRAINED_LENGTH, fresh_model, logits, tiny_model, token_ids
+from loops import EVERY_KIND, EVERY_METHOD, STATIC, dynamic, options
+from stock_models import by_divisors, scaled_config
+from tiny_models import TRAINED_LENGTH, fresh_model, logits, tiny_model, token_ids
 
 from ropepatch import patch_model, patched
 
@@ -14,23 +15,6 @@ ROUNDING = {"atol": 1e-5, "rtol": 0}
 # In a mixture of experts the rows share matrix products, so that a neighbour can change the last bit.
 MIXTURES = ("mixtral", "qwen3_moe")
 LONG, SHORT = 48, 30  # tokens; the tiny models are trained to 32
-METHODS = ("dynamic_linear", "dynamic_ntk", "dynamic_yarn", "longrope")
-EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
-EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
-
-
-def options(kind, method):
-    """longrope needs its lists: short rows unscaled here, long ones by factors that grow."""
-    if method != "longrope":
-        return {}
-    pairs = ROTATED.get(kind, 16) // 2
-    long = [1.0 + i for i in range(pairs)]
-    # With its default attention factor longrope changes short rows, too, as Phi-3 was trained.
-    return {"short_factor": [1.0] * pairs, "long_factor": long, "attention_factor": 1.0}
-
-
-def patched_model(kind, method):
-    return patch_model(fresh_model(kind), method, 4, **options(kind, method))
 
 
 @EVERY_KIND
@@ -38,14 +22,14 @@ def patched_model(kind, method):
 @pytest.mark.parametrize("length", [1, SHORT, TRAINED_LENGTH])
 def test_a_row_of_at_most_the_trained_length_is_bit_identical_to_unpatched(kind, method, length):
     ids = token_ids(1, length)
-    assert torch.equal(logits(patched_model(kind, method), ids), logits(fresh_model(kind), ids))
+    assert torch.equal(logits(dynamic(kind, method), ids), logits(fresh_model(kind), ids))
 
 
 @EVERY_KIND
 @EVERY_METHOD
 def test_a_row_beyond_the_trained_length_is_scaled(kind, method):
     ids = token_ids(1, LONG)
-    change = logits(patched_model(kind, method), ids) - logits(fresh_model(kind), ids)
+    change = logits(dynamic(kind, method), ids) - logits(fresh_model(kind), ids)
     assert change.abs().max() > 1e-3
 
 
@@ -60,7 +44,7 @@ def test_a_short_row_beside_a_long_one_is_bit_identical_to_unpatched(
     arguments = {"attention_mask": batch.mask}
     if positions:
         arguments["position_ids"] = (batch.mask.cumsum(-1) - 1).clamp(min=0)
-    ours = logits(patched_model(kind, method), batch.ids, **arguments)[1]
+    ours = logits(dynamic(kind, method), batch.ids, **arguments)[1]
     unpatched = logits(fresh_model(kind), batch.ids, **arguments)[1]
     real = batch.mask[1].bool()
     if kind in MIXTURES:
@@ -80,7 +64,7 @@ def test_a_padded_long_row_beside_a_longer_one_equals_itself_alone(
     arguments = {"attention_mask": batch.mask}
     if positions:
         arguments["position_ids"] = (batch.mask.cumsum(-1) - 1).clamp(min=0)
-    model = patched_model(kind, method)
+    model = dynamic(kind, method)
     real = batch.mask[1].bool()
     alone = logits(model, batch.ids[1:, real])[0]
     torch.testing.assert_close(logits(model, batch.ids, **arguments)[1, real], alone, **ROUNDING)
@@ -89,14 +73,11 @@ def test_a_padded_long_row_beside_a_longer_one_equals_itself_alone(
 @EVERY_KIND
 @EVERY_METHOD
 def test_a_short_row_after_a_long_one_is_as_on_a_fresh_model(kind, method):
-    model = patched_model(kind, method)
+    model = dynamic(kind, method)
     logits(model, token_ids(2, 100))
     model.generate(token_ids(1, LONG), max_new_tokens=2, do_sample=False)
     short = token_ids(2, SHORT, seed=1)
     assert torch.equal(logits(model, short), logits(fresh_model(kind), short))
-
-
-STATIC = {"dynamic_linear": "linear", "dynamic_ntk": "ntk", "dynamic_yarn": "yarn"}
 
 
 @EVERY_KIND
@@ -105,7 +86,7 @@ def test_a_row_equals_the_static_method_at_the_factor_of_its_length(kind, method
     ids = token_ids(2, LONG)
     static = patch_model(fresh_model(kind), STATIC[method], factor=LONG / TRAINED_LENGTH)
     torch.testing.assert_close(
-        logits(patched_model(kind, method), ids, use_cache=False),
+        logits(dynamic(kind, method), ids, use_cache=False),
         logits(static, ids),
         atol=1e-6,
         rtol=0,
@@ -145,7 +126,7 @@ def assert_cached_equals_uncached(kind, method, decoding):
     """Tokens are the same and their logits within rounding, in rows of very different lengths."""
     padding, more = DECODING[decoding]
     batch = make_batch(padding, TRAINED_LENGTH - 2, pads=20)
-    model = patched_model(kind, method)
+    model = dynamic(kind, method)
     arguments = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     arguments |= {"input_ids": batch.ids, "attention_mask": batch.mask}
     arguments |= {"return_dict_in_generate": True, "output_logits": True}
@@ -186,7 +167,7 @@ def test_assisted_generation_gives_what_the_model_gives_alone(method):
 @EVERY_METHOD
 def test_a_second_turn_goes_on_with_the_cache_of_the_first(method):
     """Two requests that end at the same length as one: the keys of the first were scaled for it."""
-    model, ids = patched_model("llama", method), token_ids(1, 40)
+    model, ids = dynamic("llama", method), token_ids(1, 40)
     arguments = {"do_sample": False, "return_dict_in_generate": True}
     whole = model.generate(ids, max_new_tokens=24, min_new_tokens=24, **arguments)
     first = model.generate(ids, max_length=64, stopping_criteria=[StopAt(45)], **arguments)
@@ -204,14 +185,14 @@ def test_a_second_turn_goes_on_with_the_cache_of_the_first(method):
 def test_generate_within_the_trained_length_is_unscaled(method):
     ids, arguments = token_ids(2, 20), {"max_new_tokens": 12, "do_sample": False}
     expected = fresh_model("llama").generate(ids, **arguments)
-    assert torch.equal(patched_model("llama", method).generate(ids, **arguments), expected)
+    assert torch.equal(dynamic("llama", method).generate(ids, **arguments), expected)
 
 
 @EVERY_METHOD
 def test_generate_past_the_trained_length_is_scaled_from_the_first_token(method):
     """The scores are those of a full forward at the final length."""
     ids = token_ids(1, TRAINED_LENGTH - 4)
-    model = patched_model("llama", method)
+    model = dynamic("llama", method)
     out = model.generate(
         ids,
         max_new_tokens=20,
@@ -228,7 +209,7 @@ def test_generate_past_the_trained_length_is_scaled_from_the_first_token(method)
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_training_and_evaluation_mode_give_the_same_logits(method, padding):
     batch = make_batch(padding, LONG)
-    model = patched_model("llama", method)
+    model = dynamic("llama", method)
     arguments = {"attention_mask": batch.mask, "use_cache": False}
     expected = logits(model, batch.ids, **arguments)
     assert torch.equal(logits(model.train(), batch.ids, **arguments), expected)
@@ -256,7 +237,7 @@ class Rendezvous:
 
 @EVERY_METHOD
 def test_threads_that_share_a_model_get_what_they_get_alone(method):
-    model = patched_model("llama", method)
+    model = dynamic("llama", method)
     rows = [token_ids(1, SHORT), token_ids(1, LONG)]
     alone = [logits(model, row) for row in rows]
     model.model.embed_tokens.register_forward_hook(Rendezvous())
@@ -276,7 +257,7 @@ def test_threads_that_share_a_model_get_what_they_get_alone(method):
 
 @EVERY_METHOD
 def test_two_models_in_one_thread_do_not_see_each_other(method):
-    first, second = patched_model("llama", method), patched_model("gpt_neox", method)
+    first, second = dynamic("llama", method), dynamic("gpt_neox", method)
     expected = logits(second, token_ids(1, SHORT))
     logits(first, token_ids(1, LONG))
     assert torch.equal(logits(second, token_ids(1, SHORT)), expected)

@@ -1,23 +1,16 @@
 """The recipe that measures decoding loops: a loop reads what a forward pass reads."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from recipe_scripts import RECIPES, load_script
 from tiny_models import fresh_model, logits, token_ids
 
 from ropepatch import patch_info, patch_model
 
-SCRIPT = Path(__file__).parent.parent / "recipes" / "measure_dynamic.py"
-
 
 @pytest.fixture(scope="module")
 def dynamic():
-    spec = importlib.util.spec_from_file_location("measure_dynamic", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("measure_dynamic")
 
 
 @pytest.mark.parametrize("plans", [True, False])
@@ -31,7 +24,7 @@ def test_a_loop_gives_the_logits_of_a_forward_pass(dynamic, plans):
 
 
 def test_every_stage_is_what_its_label_says(dynamic):
-    checkpoint = str(SCRIPT.parent / "checkpoints" / "tiny-llama")
+    checkpoint = str(RECIPES / "checkpoints" / "tiny-llama")
     for stage in dynamic.stages():
         model = stage.load(checkpoint)
         patch = patch_info(model)

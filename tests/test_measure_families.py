@@ -1,25 +1,19 @@
 """The recipe that measures families: nothing left out unsaid, differences paired."""
 
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from recipe_scripts import load_script
 from seq2seq_models import seq2seq_model
 from tiny_models import tiny_model
 
 from ropepatch import list_methods
 
-SCRIPT = Path(__file__).parent.parent / "recipes" / "measure_families.py"
-
 
 @pytest.fixture(scope="module")
 def families():
-    spec = importlib.util.spec_from_file_location("measure_families", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("measure_families")
 
 
 def test_every_method_is_measured_or_said_to_be_left_out(families):

@@ -217,9 +217,8 @@ class LengthDependent(Method):
 
     length_dependent: ClassVar[bool] = True
 
-    bucket_growth: float = (
-        2.0  #: g; 1 scales for the very length, and rotates all keys at every step
-    )
+    #: g; 1 scales for the very length, and rotates all keys at every step
+    bucket_growth: float = 2.0
     training_length: int | None = None  #: tokens that every row counts as in training mode
 
     def __post_init__(self) -> None:
