@@ -1,12 +1,12 @@
-"""What a cache with scales refuses, what fixes scales beforehand, and loops under torch.compile."""
+"""What a cache with scales refuses, what fixes scales beforehand, and unusual caches and rows."""
 
 import pytest
 import torch
-from decoding import make_batch, make_cache
+from decoding import make_batch
 from loops import EVERY_METHOD, ROUNDING, dynamic, static, step_by_step
 from tiny_models import fresh_model, logits, token_ids
-from torch._dynamo.utils import counters
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
 
 from ropepatch import patch_model, planned_length
 from ropepatch.errors import CacheError, LengthError, MethodOptionError, NotPatchedError
@@ -110,42 +110,75 @@ def test_lengths_are_planned_for_length_dependent_methods_only():
         pass
 
 
-@pytest.fixture
-def compiler():
-    """No graphs of other tests, and none left to them: there is a limit for each function."""
-    torch.compiler.reset()
-    yield torch.compiler
-    torch.compiler.reset()
+class NoStream:
+    """Stands in for streams of an accelerator: the host does one thing after the other."""
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
 
 
-@pytest.mark.parametrize("method", ["dynamic_ntk", "longrope"])
-@pytest.mark.parametrize("cache_kind", ["dynamic", "static"])
-def test_a_compiled_loop_stays_one_graph_within_a_bucket(method, cache_kind, compiler):
-    """As many graphs as the unpatched model, and the numbers of the loop that is not compiled."""
-    ids = token_ids(2, 60)
-    borders = [0, 40, 41, 42, 43, 50, 60]
-    graphs, answers = [], []
-    for model in (fresh_model("llama"), dynamic("llama", method)):
-        compiler.reset()
-        counters.clear()
-        compiled = torch.compile(model, backend="eager")
-        cache = make_cache(model, cache_kind, 64)
-        answers.append(step_by_step(compiled, ids, borders, cache)[0])
-        assert not counters["graph_break"]
-        graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[1] <= graphs[0] + 1
-    expected, _ = step_by_step(
-        dynamic("llama", method), ids, borders, make_cache(model, cache_kind, 64)
-    )
-    torch.testing.assert_close(answers[1], expected, **ROUNDING)
+@EVERY_METHOD
+def test_an_offloaded_cache_is_turned_after_its_copies_have_arrived(method, monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch, "Stream", NoStream)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: NoStream())
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waited.append(True))
+    ids, borders = token_ids(2, 70), [0, 20, 33, 34, 64, 70]
+    model = dynamic("llama", method)
+    found, _ = step_by_step(model, ids, borders, DynamicCache(config=model.config, offloading=True))
+    assert len(waited) == 2  # from 32 tokens to 64 and to 128
+    assert torch.equal(found, step_by_step(model, ids, borders)[0])
 
 
-@pytest.mark.parametrize("method", ["dynamic_ntk", "longrope"])
-@pytest.mark.usefixtures("compiler")
-def test_a_compiled_loop_goes_on_past_its_bucket(method):
-    ids = token_ids(2, 70)
-    borders = [0, 30, 31, 32, 33, 34, 35, 60, 64, 65, 66, 70]
-    compiled = torch.compile(dynamic("llama", method), backend="eager")
-    found, _ = step_by_step(compiled, ids, borders)
-    expected, _ = step_by_step(dynamic("llama", method), ids, borders)
-    torch.testing.assert_close(found, expected, **ROUNDING)
+class OtherLayer(DynamicLayer):
+    """As quantized layers are: keys, but not as the model wrote them."""
+
+
+def test_keys_in_a_form_that_is_not_known_are_never_turned():
+    model = dynamic("llama", "dynamic_ntk")
+    cache = DynamicCache(config=model.config)
+    cache.layers = [OtherLayer() for _ in cache.layers]
+    ids = token_ids(1, 40)
+    _, cache = step_by_step(model, ids, [0, 20, 32], cache)
+    with pytest.raises(CacheError, match=r"keys in a OtherLayer.*planned_length"):
+        model(ids[:, 32:], past_key_values=cache)
+    cache = DynamicCache(config=model.config)
+    cache.layers = [OtherLayer() for _ in cache.layers]
+    with planned_length(model, 64):
+        found, _ = step_by_step(model, ids, [0, 20, 32, 40], cache)
+    torch.testing.assert_close(found, logits(static("llama", "dynamic_ntk", 64), ids), **ROUNDING)
+
+
+@EVERY_METHOD
+def test_rows_may_get_longer_than_the_target(method):
+    """As scaled as they are long: 128 tokens is the target, no limit."""
+    model, ids = dynamic("llama", method), token_ids(1, 20)
+    answers = [
+        model.generate(ids, max_new_tokens=150, do_sample=False, use_cache=cached)
+        for cached in (True, False)
+    ]
+    assert torch.equal(*answers)
+    ids = token_ids(1, 150)
+    found, _ = step_by_step(model, ids, [0, 130, 131, 140, 150])
+    torch.testing.assert_close(found, logits(static("llama", method, 256), ids), **ROUNDING)
+
+
+@EVERY_METHOD
+def test_positions_may_jump(method):
+    """Rows count up to their last position, and keys are turned by the positions that they have."""
+    ids = token_ids(1, 40)
+    positions = torch.cat((torch.arange(10), torch.arange(20, 45), torch.arange(60, 65)))[None]
+    model = dynamic("llama", method)
+    cache = None
+    with torch.no_grad():
+        for start, end in ((0, 15), (15, 35), (35, 40)):  # 25, 45 and 65 tokens
+            at = positions[:, start:end]
+            cache = model(ids[:, start:end], position_ids=at, past_key_values=cache).past_key_values
+        wanted = static("llama", method, 128)(ids, position_ids=positions).past_key_values
+    torch.testing.assert_close(cache.layers[0].keys, wanted.layers[0].keys, **ROUNDING)

@@ -5,6 +5,7 @@ The oracle is a static patch at the factor of the bucket: it knows no lengths an
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from loops import (
     METHODS,
     ROUNDING,
     TARGET,
+    Rendezvous,
     dynamic,
     static,
     step_by_step,
@@ -174,6 +176,18 @@ def test_a_static_cache_says_how_long_its_rows_get(kind, method):
 
 
 @EVERY_METHOD
+def test_a_static_cache_that_generate_has_used_is_scaled_for_its_places_by_a_loop(method):
+    """The request is over: rows may grow until the cache is full."""
+    model, ids = dynamic("llama", method), token_ids(1, 20)
+    cache = StaticCache(config=model.config, max_cache_len=128)
+    tokens = model.generate(ids, past_key_values=cache, max_new_tokens=20, do_sample=False)
+    tokens = torch.cat((tokens, token_ids(1, 60, seed=5)), 1)
+    _, cache = step_by_step(model, tokens, [39, 40, 41, 66, 99], cache)
+    wanted = static("llama", method, 128)(tokens[:, :99]).past_key_values.layers[0].keys
+    torch.testing.assert_close(cache.layers[0].keys[:, :, :99], wanted, **ROUNDING)
+
+
+@EVERY_METHOD
 def test_two_requests_interleaved_on_one_model_do_not_see_each_other(method):
     model = dynamic("llama", method)
     some, others = token_ids(1, 50), token_ids(1, 50, seed=3)
@@ -186,6 +200,29 @@ def test_two_requests_interleaved_on_one_model_do_not_see_each_other(method):
     rest_2, _ = step_by_step(model, others, [40, 50], cache_2)
     assert torch.equal(torch.cat((first, rest), 1), alone[0])
     assert torch.equal(torch.cat((second, rest_2), 1), alone[1])
+
+
+@EVERY_METHOD
+def test_loops_of_two_threads_on_one_model_do_not_see_each_other(method):
+    """Both outgrow their buckets while the other is in the middle of a call."""
+    rows = [token_ids(1, 70), token_ids(1, 70, seed=3)]
+    borders = [[0, 20, 32, 33, 40], [0, 40, 64, 65, 70]]
+    model = dynamic("llama", method)
+    alone = [
+        step_by_step(dynamic("llama", method), *each)[0] for each in zip(rows, borders, strict=True)
+    ]
+    model.model.embed_tokens.register_forward_hook(Rendezvous())
+    together = [None, None]
+
+    def work(index):
+        together[index], _ = step_by_step(model, rows[index], borders[index])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
 
 
 @EVERY_KIND
@@ -208,6 +245,28 @@ def test_slopes_of_a_decoding_loop_are_those_of_its_bucket(kind, start, bucket):
     decoded, _ = step_by_step(model, ids, [0, start, start + 1, start + 4, start + 10])
     wanted = patch_model(fresh_bias_model(kind), "linear", bucket / TRAINED_LENGTH)
     torch.testing.assert_close(decoded, logits(wanted, ids), **ROUNDING)
+
+
+@pytest.mark.parametrize("kind", ALIBI_KINDS)
+@pytest.mark.parametrize(("borders", "bucket"), [([0, 30, 33, 34], 64), ([0, 20, 70], 128)])
+def test_slopes_of_a_loop_that_outgrows_its_bucket_are_those_of_the_next(kind, borders, bucket):
+    """Of one layer, whose keys do not depend on slopes: nothing else is left of the old scale."""
+    ids = token_ids(2, borders[-1])
+    model = patch_model(one_layer(fresh_bias_model(kind)), "dynamic_linear", TARGET)
+    decoded, _ = step_by_step(model, ids, borders)
+    wanted = patch_model(one_layer(fresh_bias_model(kind)), "linear", bucket / TRAINED_LENGTH)
+    last = borders[-2]
+    torch.testing.assert_close(decoded[:, last:], logits(wanted, ids)[:, last:], **ROUNDING)
+
+
+def one_layer(model):
+    """The model without all layers but the first."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.ModuleList):
+                setattr(module, name, child[:1])
+    model.config.num_hidden_layers = 1
+    return model
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 from decoding import PADDINGS, make_batch
-from loops import EVERY_KIND, EVERY_METHOD, STATIC, dynamic, options
+from loops import EVERY_KIND, EVERY_METHOD, STATIC, Rendezvous, dynamic, options
 from stock_models import by_divisors, scaled_config
 from tiny_models import TRAINED_LENGTH, fresh_model, logits, tiny_model, token_ids
 
@@ -223,16 +223,6 @@ class StopAt:
 
     def __call__(self, input_ids, scores, **arguments):
         return torch.full((len(input_ids),), input_ids.shape[1] >= self.tokens)
-
-
-class Rendezvous:
-    """A forward hook that makes two threads wait for each other before positions are computed."""
-
-    def __init__(self):
-        self.barrier = threading.Barrier(2, timeout=30)
-
-    def __call__(self, module, args, output):
-        self.barrier.wait()
 
 
 @EVERY_METHOD

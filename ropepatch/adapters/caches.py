@@ -9,7 +9,13 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import StaticLayer
 
 from ropepatch.adapters.key_turning import KeyTurner
-from ropepatch.attention.lengths import named_arguments, requested_lengths
+from ropepatch.attention.lengths import (
+    anyone_announces,
+    by_row,
+    named_arguments,
+    requested_in_graph,
+    requested_lengths,
+)
 from ropepatch.attention.rotary import RotarySite, ScaledRotary
 from ropepatch.attention.row_scales import (
     RowScales,
@@ -57,6 +63,53 @@ def _attach(cache: Cache, scales: RowScales) -> None:
             setattr(cache, name, _Followed(cache, name))
 
 
+class _Call:
+    """What a decoder was called with."""
+
+    def __init__(
+        self, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.decoder = decoder
+        self.arguments = named_arguments(decoder, args, kwargs)
+        given = self.arguments.get("past_key_values")
+        # Beside the cache of the decoder's own keys is an encoder's.
+        self.cache: Cache | None = getattr(given, "self_attention_cache", given)
+        ids: Tensor | None = self.arguments.get("input_ids")
+        self.inputs: Tensor = self.arguments["inputs_embeds"] if ids is None else ids
+        self.rows: int = self.inputs.shape[0]
+        self.new: int = self.inputs.shape[1]
+        self.room = _room(self.cache)
+        mask = self.arguments.get("attention_mask")
+        self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        self.positions: Tensor | None = self.arguments.get("position_ids")
+
+    def cached(self) -> Tokens:
+        """Places that are taken in the cache; a static one counts in a tensor."""
+        taken: Tokens = 0 if self.cache is None else self.cache.get_seq_length()
+        return taken
+
+    def tokens(self, columns: Tokens) -> Tokens:
+        """Tokens in each row once the call is done: by mask, by positions, or all alike."""
+        if self.mask is not None:
+            return self.mask.long().sum(-1).clamp(min=1)
+        if self.positions is not None:
+            return self.positions.amax(-1) + 1
+        if isinstance(columns, Tensor):
+            return columns[None]
+        # A graph would be made for each number.
+        return torch.tensor([columns]) if torch.compiler.is_compiling() else columns
+
+    def may_jump(self) -> bool:
+        """Whether rows may grow by more than the new tokens."""
+        return self.positions is not None and self.mask is None
+
+    def keeps_keys(self) -> bool:
+        """Whether there will be a cache, though it may not have been given one."""
+        asked = self.arguments.get("use_cache")
+        makes = getattr(self.decoder.config, "use_cache", False) if asked is None else asked
+        return self.cache is not None or bool(makes)
+
+
 class ScaleRows:
     """Hook around a decoder's forward: settles what every row of the call is scaled for."""
 
@@ -77,55 +130,67 @@ class ScaleRows:
     def __call__(
         self, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any
     ) -> None:
-        arguments = named_arguments(decoder, args, kwargs)
+        call = _Call(decoder, args, kwargs)
         if not output:
-            set_row_scales(self.site, self._scales(decoder, arguments))
+            set_row_scales(self.site, self._scales(call))
             return
         scales = row_scales(self.site)
         set_row_scales(self.site, None)
-        cache = _cache(arguments)
-        cache = _made_cache(output[0]) if cache is None else cache
+        cache = _made_cache(output[0]) if call.cache is None else call.cache
         if scales is not None and cache is not None and output[0] is not None:  # None: it raised
-            scales.append_positions()
+            if call.room is None:
+                scales.append_positions()
+            else:
+                scales.place_positions(call.cached(), call.room, call.rows)
             _attach(cache, scales)
 
-    def _scales(self, decoder: PreTrainedModel, arguments: dict[str, Any]) -> RowScales:
-        cache = _cache(arguments)
-        rows, new = _shape(arguments)
-        cached = 0 if cache is None else cache.get_seq_length()
-        announced = requested_lengths(self.site)
-        old = None if cache is None else self._carried(cache, cached, rows)
-        same = torch.compiler.is_compiling() or (old is not None and old.request is announced)
-        if old is not None and same and _within(cached, new, old.until):
+    def _scales(self, call: _Call) -> RowScales:
+        in_graph = torch.compiler.is_compiling()
+        cached = call.cached()
+        columns = cached + call.new
+        old = self._carried(call, cached)
+        if old is not None and self._unchanged(old) and _within(call, columns, old.until):
             return old
-        tokens = _tokens(arguments, cached, new)
-        request = tokens if announced is None else larger(_by_row(announced, rows), tokens)
-        if old is not None:
-            wanted = enough(old.tokens, request, self.method, self.original)
-        elif announced is not None:
-            wanted = request
-        else:
-            wanted = self._unannounced(decoder, arguments, tokens, new)
+        announced = (
+            requested_in_graph(self.site, call.inputs) if in_graph else requested_lengths(self.site)
+        )
+        tokens = call.tokens(columns)
+        least = tokens
+        if announced is None or in_graph:
+            least = self._unannounced(call, old, tokens, columns)
+        if announced is not None:
+            request = larger(by_row(announced, call.rows), tokens)
+            # In a graph 0 tokens say that nobody said.
+            least = torch.where(announced > 0, request, least) if in_graph else request
+        wanted = least if old is None else enough(old.tokens, least, self.method, self.original)
         scales = RowScales(wanted, self.maker, announced)
-        room = _room(cache)
-        if room is not None and not torch.compiler.is_compiling():
-            # The last token that is generated is never read, so it needs no place.
-            more = _most(request - tokens) - (announced is not None)
-            _require_room(room, int(cached) + new + max(more, 0))
-        scales.until = _ALWAYS if room is not None else cached + new - _most(tokens - wanted)
-        if old is not None:
+        if call.room is not None:
+            scales.until = _ALWAYS
+            if not in_graph:
+                # The last token that is generated is never read, so it needs no place.
+                more = _most(least - tokens) - (announced is not None)
+                _require_room(call.room, int(columns) + max(more, 0))
+        elif not in_graph:
+            scales.until = int(columns) - _most(tokens - wanted)
+        if old is not None and call.cache is not None:
             scales.positions = old.positions
             if self.turner is not None:
-                self.turner(decoder, cache, old, scales)
+                self.turner(call.decoder, call.cache, old, scales)
         return scales
 
-    def _carried(self, cache: Cache, cached: Tokens, rows: int) -> RowScales | None:
+    def _unchanged(self, old: RowScales) -> bool:
+        """Whether lengths are announced as they were when `old` was made."""
+        if torch.compiler.is_compiling():  # which ones cannot be told there: the same, if any
+            return (old.request is not None) == anyone_announces()
+        return old.request is requested_lengths(self.site)
+
+    def _carried(self, call: _Call, cached: Tokens) -> RowScales | None:
         """What the rows of a cache are scaled for, None if empty. Raises CacheError if it does not fit."""
-        scales: RowScales | None = getattr(cache, _SCALES, None)
+        scales: RowScales | None = getattr(call.cache, _SCALES, None)
         if isinstance(cached, int):
             if cached == 0:
                 return None
-            if scales is not None:
+            if scales is not None and call.room is None:
                 scales.keep_positions(cached)
         elif scales is None and (torch.compiler.is_compiling() or not int(cached)):
             return None
@@ -139,46 +204,39 @@ class ScaleRows:
                 f"the cache was filled under another patch, {scales.maker}; this one is {self.maker}; "
                 "start with an empty cache"
             )
-        if isinstance(scales.tokens, Tensor) and len(scales.tokens) not in (1, rows):
+        if isinstance(scales.tokens, Tensor) and len(scales.tokens) not in (1, call.rows):
             raise CacheError(
-                f"the call has {rows} rows, but the cache knows the scale of {len(scales.tokens)}; "
+                f"the call has {call.rows} rows, but the cache knows the scale of {len(scales.tokens)}; "
                 "move its rows with reorder_cache, batch_select_indices or batch_repeat_interleave"
             )
         return scales
 
     def _unannounced(
-        self, decoder: PreTrainedModel, arguments: dict[str, Any], tokens: Tokens, new: int
+        self, call: _Call, old: RowScales | None, tokens: Tokens, columns: Tokens
     ) -> Tokens:
-        """What rows are scaled for when nobody said how long they will be."""
-        cache = _cache(arguments)
-        if decoder.training:
-            return self._in_training(arguments, tokens)
-        if (room := _room(cache)) is not None:
-            return room - new + tokens
-        if cache is None and not _uses_cache(decoder, arguments):
+        """What rows need a scale for when nobody said how long they will be."""
+        if call.decoder.training:
+            return self._in_training(call, tokens)
+        if call.room is not None:
+            return call.room - columns + tokens
+        if old is not None or not call.keeps_keys():
             return tokens
         return enough(0, tokens, self.method, self.original)
 
-    def _in_training(self, arguments: dict[str, Any], tokens: Tokens) -> Tokens:
+    def _in_training(self, call: _Call, tokens: Tokens) -> Tokens:
         if (length := self.method.training_length) is not None:
             if isinstance(tokens, int) and tokens > length:
                 raise LengthError(
                     f"rows of {tokens} tokens are longer than training_length ({length})"
                 )
             return length
-        if arguments.get("position_ids") is not None and _padding(arguments) is None:
+        if call.may_jump():
             raise LengthError(
                 "position_ids without a 2-D attention_mask do not tell how long rows are in training: "
                 "packing and context parallelism hand over parts of them; patch with training_length=, "
                 f"the tokens that {self.method.name!r} is to scale for"
             )
         return tokens
-
-
-def _cache(arguments: dict[str, Any]) -> Cache | None:
-    """The cache of the decoder's own keys that a call was given."""
-    given = arguments.get("past_key_values")
-    return getattr(given, "self_attention_cache", given)  # beside it, an encoder's
 
 
 def _made_cache(output: Any) -> Cache | None:
@@ -188,36 +246,9 @@ def _made_cache(output: Any) -> Cache | None:
     return getattr(made, "self_attention_cache", made)
 
 
-def _shape(arguments: dict[str, Any]) -> tuple[int, int]:
-    """Rows and new tokens of a call."""
-    inputs = arguments.get("input_ids")
-    inputs = arguments["inputs_embeds"] if inputs is None else inputs
-    return inputs.shape[0], inputs.shape[1]
-
-
-def _padding(arguments: dict[str, Any]) -> Tensor | None:
-    mask = arguments.get("attention_mask")
-    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-
-
-def _tokens(arguments: dict[str, Any], cached: Tokens, new: int) -> Tokens:
-    """Tokens in each row once a call is done, cached ones included: by mask, by positions, or all alike."""
-    if (mask := _padding(arguments)) is not None:
-        return mask.long().sum(-1).clamp(min=1)
-    positions: Tensor | None = arguments.get("position_ids")
-    if positions is not None:
-        return positions.amax(-1) + 1
-    return cached + new if isinstance(cached, int) else cached[None] + new
-
-
-def _by_row(lengths: Tensor, rows: int) -> Tensor:
-    """Lengths for fewer rows than there are repeat row by row, as beams do."""
-    return lengths.repeat_interleave(max(rows // len(lengths), 1))
-
-
-def _within(cached: Tokens, new: int, until: int) -> bool:
+def _within(call: _Call, columns: Tokens, until: int) -> bool:
     """Whether no row can have outgrown its scale."""
-    return until == _ALWAYS or bool(cached + new <= until)
+    return until == _ALWAYS or (not call.may_jump() and bool(columns <= until))
 
 
 def _most(tokens: Tokens) -> int:
@@ -237,9 +268,3 @@ def _require_room(room: int, needed: int) -> None:
             f"the request needs {needed} places in its cache, padding included, but the StaticCache "
             f"has {room}; make it with max_cache_len={needed} or ask for less"
         )
-
-
-def _uses_cache(decoder: PreTrainedModel, arguments: dict[str, Any]) -> bool:
-    """Whether a call without a cache makes one."""
-    asked = arguments.get("use_cache")
-    return bool(getattr(decoder.config, "use_cache", False) if asked is None else asked)

@@ -5,11 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, QuantizedLayer, StaticLayer
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+)
 
 from ropepatch.attention.lengths import request_lengths
 from ropepatch.attention.rotary import RotarySite, ScaledRotary
-from ropepatch.attention.row_scales import PAIRINGS, Pairing, RowScales, turned
+from ropepatch.attention.row_scales import PAIRINGS, Pairing, RowScales, turn_if, turned
 from ropepatch.errors import CacheError
 from ropepatch.methods.base import RotaryFrequencies
 
@@ -25,47 +30,50 @@ class KeyTurner:
         self.long = 2 * max(
             site.geometry.original_max_position_embeddings for site in rotary.sites.values()
         )
-        self.layers: Sequence[Rotation | None] | None = None  # found at first need
+        self.found: Sequence[Rotation | None] | None = None  # at first need
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # once a bucket; it reads numbers
     @torch.no_grad()
     def __call__(
         self, decoder: PreTrainedModel, cache: Cache, old: RowScales, new: RowScales
     ) -> None:
         """Turn keys from the `old` scales to the `new` ones, in place of the cache."""
-        if old.is_for(new.tokens):
+        in_graph = torch.compiler.is_compiling()
+        if not in_graph and old.is_for(new.tokens):
             return
-        if self.layers is None:
-            self.layers = self._probe(decoder)
-        for layer, rotated in zip(cache.layers, self.layers, strict=True):
+        if getattr(cache, "offloading", False):  # its copies are under way on other streams
+            torch.accelerator.synchronize()
+        for layer, rotated in zip(cache.layers, self.rotations(decoder), strict=True):
             if rotated is None or not isinstance(layer, CacheLayerMixin) or layer.keys is None:
                 continue
             layer_type, pairing = rotated
             site = self.rotary.sites[layer_type]
             if not site.per_row:
                 continue
-            if type(layer) is StaticLayer:
-                held = int(layer.get_seq_length())
-            elif isinstance(layer, DynamicLayer) and not isinstance(layer, QuantizedLayer):
-                held = layer.keys.shape[-2]
-            else:
+            # Their subclasses keep keys in other forms, too.
+            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer):
                 raise CacheError(
                     f"keys in a {type(layer).__name__} cannot be turned to the scale that longer rows "
                     "need; announce their length with ropepatch.planned_length, or use generate"
                 )
+            held = layer.keys.shape[-2]
             if old.positions is None or old.positions.shape[-1] < held:
                 raise CacheError("the cache holds keys whose positions are not known; start anew")
-            keys = turned(
-                layer.keys[..., :held, :],
-                old.positions[:, -held:],
-                site.rows(old).frequencies,
-                site.rows(new).frequencies,
-                pairing,
-            )
-            if held == layer.keys.shape[-2]:
-                layer.keys = keys
+            frequencies = (site.rows(old).frequencies, site.rows(new).frequencies)
+            change = (old.positions[:, -held:], *frequencies, pairing)
+            if in_graph:
+                turn_if(~old.is_for(new.tokens), layer.keys, *change)
+            elif type(layer) is StaticLayer:  # its keys stay where graphs have found them
+                layer.keys.copy_(turned(layer.keys, *change))
             else:
-                layer.keys[..., :held, :] = keys
+                layer.keys = turned(layer.keys, *change)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def rotations(self, decoder: PreTrainedModel) -> Sequence[Rotation | None]:
+        """Which frequencies turn the keys of each layer, and how; None where nothing does."""
+        if self.found is None:
+            self.found = self._probe(decoder)
+        return self.found
 
     def _probe(self, decoder: PreTrainedModel) -> list[Rotation | None]:
         """Which frequencies and pairing every layer has: a single token at two positions tells.

@@ -12,7 +12,7 @@ additions here: they read `positions` and turn keys by angles of their own.
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -38,10 +38,9 @@ class RowScales:
     called_at: Tensor | None = None  #: positions of this call's keys, (rows or 1, n)
     made: dict[object, Any] = field(default_factory=dict)  #: what was computed from `tokens`
 
-    def is_for(self, tokens: Tokens) -> bool:
-        """Whether every row is scaled for just so many tokens."""
-        same = torch.as_tensor(self.tokens) == torch.as_tensor(tokens)
-        return bool(same.all())
+    def is_for(self, tokens: Tokens) -> Tensor:
+        """Whether every row is scaled for just so many tokens. ()"""
+        return (torch.as_tensor(self.tokens) == torch.as_tensor(tokens)).all()
 
     def once(self, key: object, make: Callable[[Tensor], Made]) -> Made:
         """What `make` makes of the tokens, (rows or 1,), computed at the first call only."""
@@ -66,6 +65,20 @@ class RowScales:
             rows = max(len(self.positions), len(new))
             new = torch.cat((self.positions.expand(rows, -1), new.expand(rows, -1)), -1)
         self.positions, self.called_at = new, None
+
+    def place_positions(self, cached: Tokens, room: int, rows: int) -> None:
+        """The same for a cache of `room` places, `cached` of them taken now: no shape changes."""
+        if self.called_at is None:
+            return
+        new = self.called_at.to(torch.int32).expand(rows, -1)
+        if self.positions is None:
+            self.positions = new.new_zeros(rows, room)
+            if not torch.compiler.is_compiling():
+                torch._dynamo.mark_static_address(self.positions)  # as its keys, for CUDA graphs
+        self.positions.index_copy_(
+            1, torch.arange(-new.shape[1], 0, device=new.device) + cached, new
+        )
+        self.called_at = None
 
     def follow(self, move: Callable[[Tensor], Tensor]) -> None:
         """Move the rows as those of the cache are moved."""
@@ -126,6 +139,37 @@ def turned(
         (first * cos - second * sin, second * cos + first * sin), axes.index(2) - 2
     )
     return torch.cat((rotated.flatten(-2).to(keys.dtype), keys[..., dim:]), -1)
+
+
+def turn_if(
+    outgrown: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+    old: RotaryFrequencies,
+    new: RotaryFrequencies,
+    pairing: Pairing,
+) -> None:
+    """`turned` in place, if `outgrown` says so: a branch within the graph of torch.compile."""
+    factors = (torch.as_tensor(old.attention_factor), torch.as_tensor(new.attention_factor))
+    _turn_if(outgrown, keys, positions, old.inv_freq, new.inv_freq, *factors, pairing)
+
+
+@torch.library.custom_op(
+    "ropepatch::turn_if", mutates_args={"keys"}, tags=(torch.Tag.cudagraph_unsafe,)
+)
+def _turn_if(
+    outgrown: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+    old: Tensor,
+    new: Tensor,
+    old_factor: Tensor,
+    new_factor: Tensor,
+    pairing: str,
+) -> None:
+    if outgrown:
+        before, after = RotaryFrequencies(old, old_factor), RotaryFrequencies(new, new_factor)
+        keys.copy_(turned(keys, positions, before, after, cast(Pairing, pairing)))
 
 
 _CALL: ContextVar[dict[int, RowScales | None] | None] = ContextVar(

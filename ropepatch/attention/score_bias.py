@@ -1,7 +1,6 @@
 """Biases that depend on the distance between query and key only: one curve per head, never a matrix."""
 
-import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -45,15 +44,8 @@ class AlibiBias(Scaled):
     geometry: AlibiGeometry
     method: Method | None
 
-    # Made once, as every layer asks for them at every step.
-    @functools.cached_property
-    def _unscaled(self) -> Tensor:
-        return self.geometry.slopes.float()
-
-    @functools.cached_property
-    def _scaled(self) -> Tensor:
-        assert self.method is not None
-        return self.method.alibi(self.geometry).float()
+    # Slopes by a method: made once, as every layer asks for them at every step.
+    _made: tuple[Method | None, Tensor] | None = field(default=None, init=False, repr=False)
 
     def _by_length(self, tokens: Tensor) -> Tensor:
         assert self.method is not None
@@ -61,13 +53,15 @@ class AlibiBias(Scaled):
 
     def slopes(self, lengths: Tensor) -> Tensor:
         """Slopes of every row, where `lengths` are. (1, heads) or (batch, heads), float32"""
-        if self.method is None:
-            made = self._unscaled
-        elif not self.method.length_dependent:
-            made = self._scaled
-        else:
+        if self.method is not None and self.method.length_dependent:
             scales = row_scales(self) or RowScales(lengths)
             made = scales.once("slopes", self._by_length)
+        else:
+            if self._made is None or self._made[0] is not self.method:
+                geometry, method = self.geometry, self.method
+                slopes = geometry.slopes if method is None else method.alibi(geometry)
+                self._made = (method, slopes.float())
+            made = self._made[1]
         return made.view(-1, self.geometry.num_heads).to(lengths.device, torch.float32)
 
     def is_scaled(self) -> bool:

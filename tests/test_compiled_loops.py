@@ -1,0 +1,119 @@
+"""Decoding loops under torch.compile: as many graphs as the unpatched model has, and the same numbers."""
+
+import pytest
+import torch
+from decoding import make_batch, make_cache
+from loops import ROUNDING, TARGET, dynamic, step_by_step
+from tiny_bias_models import fresh_bias_model
+from tiny_models import fresh_model, token_ids
+from torch._dynamo.utils import counters
+from transformers import CompileConfig
+
+from ropepatch import patch_model, planned_length
+
+PADS = 5
+BORDERS = [0, 30, 31, 32, 33, 34, 64, 65, 66]  # through buckets of 32, 64 and 128
+
+
+@pytest.fixture
+def compiler():
+    """No graphs of other tests, and none left to them: there is a limit for each function."""
+    torch.compiler.reset()
+    yield torch.compiler
+    torch.compiler.reset()
+
+
+def padded(length):
+    mask = make_batch("left", length, pads=PADS).mask
+    return {"mask": mask}
+
+
+def compiled_loop(model, ids, cache, more):
+    """Logits, graphs and graph breaks of a loop with the compiled model."""
+    torch.compiler.reset()
+    counters.clear()
+    found, _ = step_by_step(torch.compile(model, backend="eager"), ids, BORDERS, cache, **more)
+    return found, counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
+
+def compare(make_model, make_patched, cache_kind, padding):
+    ids = token_ids(2, BORDERS[-1])
+    more = padded(BORDERS[-1]) if padding == "left" else {}
+    stock, patched, uncompiled = make_model(), make_patched(), make_patched()
+    caches = [make_cache(stock, cache_kind, 80) for _ in range(3)]
+    _, graphs, breaks = compiled_loop(stock, ids, caches[0], more)
+    found, *ours = compiled_loop(patched, ids, caches[1], more)
+    assert ours == [graphs, breaks]
+    expected, _ = step_by_step(uncompiled, ids, BORDERS, caches[2], **more)
+    start = PADS if padding == "left" else 0
+    torch.testing.assert_close(found[:, start:], expected[:, start:], **ROUNDING)
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    ("kind", "method", "cache_kind", "padding"),
+    [
+        ("llama", "dynamic_ntk", "dynamic", "none"),
+        ("llama", "longrope", "dynamic", "left"),
+        ("llama", "dynamic_yarn", "static", "left"),
+        ("cohere", "dynamic_yarn", "dynamic", "left"),  # interleaved pairs
+        ("gemma3_text", "dynamic_linear", "dynamic", "none"),  # two layer types
+    ],
+)
+def test_a_compiled_loop_through_buckets_has_the_graphs_of_stock(kind, method, cache_kind, padding):
+    compare(lambda: fresh_model(kind), lambda: dynamic(kind, method), cache_kind, padding)
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    ("kind", "padding"), [("bloom", "none"), ("bloom", "left"), ("mpt", "left")]
+)
+def test_a_compiled_loop_of_a_bias_model_has_the_graphs_of_a_static_method(kind, padding):
+    def patched(method):
+        return patch_model(fresh_bias_model(kind), method, TARGET)
+
+    compare(lambda: patched("linear"), lambda: patched("dynamic_linear"), "dynamic", padding)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_what_is_planned_is_known_in_a_graph():
+    """And rows of calls outside of the plan, through the same graph, are not scaled for it."""
+    ids = token_ids(2, 20)
+
+    def planned_and_not(model, called):
+        counters.clear()
+        with torch.no_grad():
+            with planned_length(model, torch.tensor([64, 128])):
+                planned = step_by_step(called, ids, [0, 10, 11, 12, 20])[0]
+                with planned_length(model, 96):
+                    again = called(ids).logits
+            return planned, again, called(ids).logits
+
+    model = dynamic("llama", "longrope")
+    found = planned_and_not(model, torch.compile(model, backend="eager"))
+    assert not counters["graph_break"]
+    for ours, expected in zip(found, planned_and_not(model, model), strict=True):
+        torch.testing.assert_close(ours, expected, **ROUNDING)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_generate_with_compiled_steps_gives_the_same_tokens():
+    batch = make_batch("left", 20, pads=PADS)
+    settings = CompileConfig(backend="eager", mode=None)
+    settings._compile_all_devices = True  # steps are compiled for accelerators only otherwise
+    graphs = []
+
+    def generate(model, **more):
+        return model.generate(
+            batch.ids, attention_mask=batch.mask, max_new_tokens=30, do_sample=False, **more
+        )
+
+    compiled = {"cache_implementation": "static", "compile_config": settings}
+    for model in (fresh_model("llama"), dynamic("llama", "longrope")):
+        torch.compiler.reset()
+        counters.clear()
+        tokens = generate(model, **compiled)
+        assert not counters["graph_break"]
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1]
+    assert torch.equal(tokens, generate(dynamic("llama", "longrope")))
