@@ -6,11 +6,11 @@ How to read what it prints: benchmarks/README.md.
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.report import aligned
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.dynamic_decode", description=__doc__
     )
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=2 * len(METHODS))
     options = parser.parse_args(arguments)
     silence_transformers()
     torch.set_num_threads(1)
@@ -47,8 +47,10 @@ def measured(length: int, rounds: int) -> list[tuple[str, ...]]:
     models = {method: model(method) for method in METHODS}
     taken: dict[str, list[tuple[float, float, float]]] = {method: [] for method in METHODS}
     for turn in range(-1, rounds):  # the turn before the first warms up
-        for method in METHODS:
-            times = one_round(models[method], length)
+        # Who comes first finds memory that the last round has freed.
+        first = turn % len(METHODS)
+        order = METHODS[first:] + METHODS[:first]
+        for method, times in one_round({each: models[each] for each in order}, length).items():
             if turn >= 0:
                 taken[method].append(times)
     rows = []
@@ -78,27 +80,28 @@ def measured(length: int, rounds: int) -> list[tuple[str, ...]]:
 
 
 @torch.no_grad()
-def one_round(model: PreTrainedModel, length: int) -> tuple[float, float, float]:
-    """CPU seconds of a prefill, of a step within the bucket, and of the step that outgrows it."""
-    ids = torch.arange(length + 1)[None] % model.config.vocab_size
-    start = length - STEPS
-    cache: Any = None
+def one_round(
+    models: dict[str, PreTrainedModel], length: int
+) -> dict[str, tuple[float, float, float]]:
+    """CPU seconds of a prefill, of a step within the bucket, and of the step that outgrows it.
 
-    def call(part: Tensor) -> None:
-        nonlocal cache
-        answer = model(part, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = answer.past_key_values
-
-    prefill = timed(lambda: call(ids[:, :start]))
-    steps = [timed(lambda at=at: call(ids[:, at : at + 1])) for at in range(start, length + 1)]  # type: ignore[misc]
-    return prefill, statistics.median(steps[:-1]), steps[-1]
-
-
-def timed(run: Callable[[], None]) -> float:
-    """CPU seconds of this process."""
-    started = time.process_time()
-    run()
-    return time.process_time() - started
+    The models take turns at every step, so that a slow moment of the machine is one of them all.
+    """
+    ids = torch.arange(length + 1)[None] % next(iter(models.values())).config.vocab_size
+    caches: dict[str, Any] = dict.fromkeys(models)
+    taken: dict[str, list[float]] = {method: [] for method in models}
+    for start, end in pairwise([0, *range(length - STEPS, length + 2)]):
+        for method, each in models.items():
+            started = time.process_time()
+            answer = each(
+                ids[:, start:end], past_key_values=caches[method], use_cache=True, logits_to_keep=1
+            )
+            taken[method].append(time.process_time() - started)
+            caches[method] = answer.past_key_values
+    return {
+        method: (times[0], statistics.median(times[1:-1]), times[-1])
+        for method, times in taken.items()
+    }
 
 
 def model(method: str) -> PreTrainedModel:

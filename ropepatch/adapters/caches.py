@@ -163,15 +163,19 @@ class ScaleRows:
             # In a graph 0 tokens say that nobody said.
             least = torch.where(announced > 0, request, least) if in_graph else request
         wanted = least if old is None else enough(old.tokens, least, self.method, self.original)
-        scales = RowScales(wanted, self.maker, announced)
+        until = 0
         if call.room is not None:
-            scales.until = _ALWAYS
+            until = _ALWAYS
             if not in_graph:
                 # The last token that is generated is never read, so it needs no place.
                 more = _most(least - tokens) - (announced is not None)
                 _require_room(call.room, int(columns) + max(more, 0))
         elif not in_graph:
-            scales.until = int(columns) - _most(tokens - wanted)
+            until = int(columns) - _most(tokens - wanted)
+        if old is not None and not in_graph and old.is_for(wanted):
+            old.request, old.until = announced, until
+            return old
+        scales = RowScales(wanted, self.maker, announced, until)
         if old is not None and call.cache is not None:
             scales.positions = old.positions
             if self.turner is not None:

@@ -37,9 +37,6 @@ class KeyTurner:
         self, decoder: PreTrainedModel, cache: Cache, old: RowScales, new: RowScales
     ) -> None:
         """Turn keys from the `old` scales to the `new` ones, in place of the cache."""
-        in_graph = torch.compiler.is_compiling()
-        if not in_graph and old.is_for(new.tokens):
-            return
         if getattr(cache, "offloading", False):  # its copies are under way on other streams
             torch.accelerator.synchronize()
         for layer, rotated in zip(cache.layers, self.rotations(decoder), strict=True):
@@ -60,7 +57,7 @@ class KeyTurner:
                 raise CacheError("the cache holds keys whose positions are not known; start anew")
             frequencies = (site.rows(old).frequencies, site.rows(new).frequencies)
             change = (old.positions[:, -held:], *frequencies, pairing)
-            if in_graph:
+            if torch.compiler.is_compiling():
                 turn_if(~old.is_for(new.tokens), layer.keys, *change)
             elif type(layer) is StaticLayer:  # its keys stay where graphs have found them
                 layer.keys.copy_(turned(layer.keys, *change))
