@@ -1,7 +1,7 @@
 """patch_model and its relatives: put a scaled layer into a loaded model, and take it out again."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +23,7 @@ from ropepatch.methods.registry import method_class
 from ropepatch.surgery import HookChange, PatchRecord, find_record
 
 _DEFAULT_FACTOR = 4.0
+_WHOLE = (torch.int64, torch.int32, torch.int16)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -197,9 +198,9 @@ def planned_length(model: nn.Module, tokens: int | Tensor) -> Iterator[None]:
     """Within the body, a length-dependent method scales rows for `tokens`, not for what they have yet.
 
     One number for all rows, or one for each, (batch,). For decoding loops of your own that know how
-    long they will get, as `generate` does: no row then changes its scale on the way. Raises
-    NotPatchedError, LengthError for what is no length, MethodOptionError for a method that scales
-    all lengths alike.
+    long they will get, as `generate` does: no row then changes its scale on the way. A `generate` in
+    the body plans for itself. Raises NotPatchedError, LengthError for what is no length,
+    MethodOptionError for a method that scales all lengths alike.
     """
     found = find_record(model)
     if found is None:
@@ -213,12 +214,14 @@ def planned_length(model: nn.Module, tokens: int | Tensor) -> Iterator[None]:
         raise MethodOptionError(
             f"{found[1].about.method!r} scales rows of every length alike; there is nothing to plan"
         )
-    lengths = torch.as_tensor(tokens).reshape(-1)
-    if lengths.is_floating_point() or not bool((lengths > 0).all()):
-        raise LengthError(f"tokens is {tokens!r}; allowed: whole numbers, at least 1")
-    with ExitStack() as stack:
-        for site in sites:
-            stack.enter_context(request_lengths(site, lengths))
+    number = isinstance(tokens, int | Tensor) and not isinstance(tokens, bool)
+    lengths = torch.as_tensor(tokens if number else 0.0)
+    if lengths.dim() > 1 or lengths.dtype not in _WHOLE or not bool((lengths > 0).all()):
+        raise LengthError(
+            f"tokens is {tokens!r}; allowed: a whole number, at least 1, or a tensor of one for each row"
+        )
+    lengths = lengths.reshape(-1)
+    with request_lengths(sites, lengths):
         yield
 
 

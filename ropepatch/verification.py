@@ -241,8 +241,8 @@ def logit_change(model: PreTrainedModel, length: int, biases: list[ScoreBias]) -
     device = modules[0].device if modules else getattr(hook, "execution_device", model.device)
     inputs = probe_inputs(model, length, spread=bool(modules), device=device)
     with evaluation_mode(model), ExitStack() as stack:
-        for site in (*modules, *biases):
-            stack.enter_context(request_lengths(site, torch.tensor([length], device=device)))
+        lengths = torch.tensor([length], device=device)
+        stack.enter_context(request_lengths((*modules, *biases), lengths))
         scaled = model(**inputs)[0]
         for module in modules:
             handle = module.register_forward_hook(unscaled_output, with_kwargs=True)

@@ -1,11 +1,23 @@
 """What a cache with scales refuses, what fixes scales beforehand, and unusual caches and rows."""
 
+import copy
+
 import pytest
 import torch
 from decoding import make_batch
-from loops import EVERY_METHOD, ROUNDING, dynamic, static, step_by_step
+from loops import (
+    EVERY_METHOD,
+    ROUNDING,
+    STATIC,
+    TARGET,
+    dynamic,
+    one_layer,
+    options,
+    static,
+    step_by_step,
+)
 from tiny_models import fresh_model, logits, token_ids
-from transformers import DynamicCache, StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
 from ropepatch import patch_model, planned_length
@@ -14,7 +26,7 @@ from ropepatch.errors import CacheError, LengthError, MethodOptionError, NotPatc
 
 def test_a_cache_of_the_unpatched_model_is_refused():
     cache = fresh_model("llama")(token_ids(1, 8)).past_key_values
-    with pytest.raises(CacheError, match="8 tokens of a model without this patch"):
+    with pytest.raises(CacheError, match="8 tokens whose scale is not known"):
         dynamic("llama", "dynamic_ntk")(token_ids(1, 1), past_key_values=cache)
 
 
@@ -81,8 +93,19 @@ def test_training_refuses_positions_that_may_be_of_a_part():
     ids, positions = token_ids(1, 20), torch.arange(20)[None] + 20
     with pytest.raises(LengthError, match="training_length="):
         model(ids, position_ids=positions)
-    model(ids, position_ids=positions, attention_mask=torch.ones_like(ids))
+    mask = torch.ones_like(ids)
+    with pytest.raises(LengthError, match="training_length="):  # the mask is of the part, too
+        model(ids, position_ids=positions, attention_mask=mask)
+    model(ids, position_ids=positions - 20, attention_mask=mask)
     dynamic("llama", "dynamic_ntk", training_length=64).train()(ids, position_ids=positions)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_rows_longer_than_the_training_length_are_refused(masked):
+    ids = token_ids(1, 64)
+    more = {"attention_mask": torch.ones_like(ids)} if masked else {}
+    with pytest.raises(LengthError, match="64 tokens is longer than training_length"):
+        dynamic("llama", "dynamic_ntk", training_length=48).train()(ids, **more)
 
 
 def test_rows_can_be_planned_one_by_one():
@@ -95,9 +118,18 @@ def test_rows_can_be_planned_one_by_one():
         torch.testing.assert_close(found[row], expected[row], **ROUNDING)
 
 
-@pytest.mark.parametrize("tokens", [0, -3, 1.5])
+def test_a_plan_for_other_rows_is_refused():
+    model = dynamic("llama", "dynamic_ntk")
+    with (
+        planned_length(model, torch.tensor([64, 64, 128])),
+        pytest.raises(LengthError, match="how long 3 rows get, but this call has 2"),
+    ):
+        model(token_ids(2, 20))
+
+
+@pytest.mark.parametrize("tokens", [0, -3, 1.5, True, "64", torch.ones(2, 2, dtype=torch.long)])
 def test_what_is_no_length_cannot_be_planned(tokens):
-    with pytest.raises(LengthError, match="whole numbers, at least 1"):  # noqa: SIM117
+    with pytest.raises(LengthError, match="a whole number, at least 1"):  # noqa: SIM117
         with planned_length(dynamic("llama", "dynamic_ntk"), tokens):
             pass
 
@@ -182,3 +214,149 @@ def test_positions_may_jump(method):
             cache = model(ids[:, start:end], position_ids=at, past_key_values=cache).past_key_values
         wanted = static("llama", method, 128)(ids, position_ids=positions).past_key_values
     torch.testing.assert_close(cache.layers[0].keys, wanted.layers[0].keys, **ROUNDING)
+
+
+def fail_once(module):
+    """Let the next call of a module run out of memory."""
+
+    def hook(*_):
+        handle.remove()
+        raise MemoryError
+
+    handle = module.register_forward_pre_hook(hook)
+
+
+@EVERY_METHOD
+def test_a_call_that_failed_past_its_bucket_can_be_made_again(method):
+    """Its keys were turned before it failed, and must not be turned twice."""
+    ids, model = token_ids(1, 60), dynamic("llama", method)
+    _, cache = step_by_step(model, ids, [0, 20])
+    fail_once(model.model.layers[0])
+    with pytest.raises(MemoryError), torch.no_grad():
+        model(ids[:, 20:], past_key_values=cache)
+    found, _ = step_by_step(model, ids, [20, 60], cache)
+    expected, _ = step_by_step(dynamic("llama", method), ids, [0, 20, 60])
+    assert torch.equal(found, expected[:, 20:])
+
+
+def test_no_key_is_turned_when_one_of_them_cannot_be():
+    ids, model = token_ids(1, 40), dynamic("llama", "dynamic_ntk")
+    cache = DynamicCache(config=model.config)
+    cache.layers = [DynamicLayer(), OtherLayer()]
+    _, cache = step_by_step(model, ids, [0, 20], cache)
+    before = cache.layers[0].keys.clone()
+    with pytest.raises(CacheError, match="OtherLayer"):
+        model(ids[:, 20:], past_key_values=cache)
+    assert torch.equal(cache.layers[0].keys, before)
+
+
+def test_keys_that_a_model_keeps_compressed_are_refused_and_not_left():
+    """DeepSeek's rotary part is among the values; planned lengths need no turning."""
+    config = AutoConfig.for_model(
+        "deepseek_v3",
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        first_k_dense_replace=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        num_experts_per_tok=2,
+        kv_lora_rank=16,
+        q_lora_rank=24,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
+        max_position_embeddings=32,
+        rope_interleave=True,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    expected_model = patch_model(copy.deepcopy(model), "ntk", 2)
+    patch_model(model, "dynamic_ntk", TARGET)
+    ids = token_ids(1, 40)
+    _, cache = step_by_step(model, ids, [0, 20])
+    with pytest.raises(CacheError, match=r"not understood.*planned_length"):
+        model(ids[:, 20:], past_key_values=cache)
+    with planned_length(model, 64):
+        found, _ = step_by_step(model, ids, [0, 20, 40])
+    torch.testing.assert_close(found, logits(expected_model, ids), **ROUNDING)
+
+
+@EVERY_METHOD
+def test_gradients_go_through_keys_that_were_turned(method):
+    """In one layer, whose keys are those of the next bucket, they are those of a full forward."""
+    model = one_layer(dynamic("llama", method))
+    wanted = one_layer(static("llama", method, 64))
+    states = model.get_input_embeddings()(token_ids(1, 40)).detach().requires_grad_()
+    cache = model(inputs_embeds=states[:, :20]).past_key_values
+    out = model(inputs_embeds=states[:, 20:], past_key_values=cache).logits
+    (found,) = torch.autograd.grad(out.square().sum(), states)
+    full = wanted(inputs_embeds=states, use_cache=False).logits[:, 20:]
+    (expected,) = torch.autograd.grad(full.square().sum(), states)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+
+
+@EVERY_METHOD
+def test_padding_that_is_cropped_leaves_room_for_no_more_tokens(method):
+    """20 tokens and 20 pads; what is decoded after them outgrows its bucket as it would without."""
+    ids, model = token_ids(1, 60), dynamic("llama", method)
+    mask = torch.ones(1, 40, dtype=torch.long)
+    mask[:, 20:] = 0
+    with torch.no_grad():
+        cache = model(ids[:, :40], attention_mask=mask).past_key_values
+    cache.crop(-20)
+    found, _ = step_by_step(model, ids, [20, 25, 52], cache)
+    expected, _ = step_by_step(dynamic("llama", method), ids, [0, 20, 25, 52])
+    torch.testing.assert_close(found, expected[:, 20:], **ROUNDING)
+
+
+@EVERY_METHOD
+def test_keys_of_a_model_that_was_cast_before_it_was_patched_are_turned_right(method):
+    """Its own frequencies are rounded to bfloat16; keys of short rows are rotated by those."""
+    ids = token_ids(1, 40)
+    model = patch_model(fresh_model("llama").bfloat16(), method, TARGET, **options("llama", method))
+    _, cache = step_by_step(model, ids, [0, 32, 33])
+    wanted = patch_model(
+        fresh_model("llama").bfloat16(), method, TARGET, **options("llama", method)
+    )
+    with planned_length(wanted, 64):
+        _, planned = step_by_step(wanted, ids, [0, 33])
+    difference = (cache.layers[0].keys - planned.layers[0].keys).float().abs().max()
+    assert difference <= 0.02 * planned.layers[0].keys.float().abs().max()
+
+
+@EVERY_METHOD
+def test_a_static_cache_that_was_planned_smaller_is_scaled_on(method):
+    ids, model = token_ids(1, 100), dynamic("llama", method)
+    cache = StaticCache(config=model.config, max_cache_len=128)
+    with planned_length(model, 40):
+        step_by_step(model, ids, [0, 20], cache)
+    step_by_step(model, ids, [20, 50, 100], cache)
+    wanted = static("llama", method, 128)(ids).past_key_values.layers[0].keys
+    torch.testing.assert_close(cache.layers[0].keys[:, :, :100], wanted, **ROUNDING)
+
+
+@pytest.mark.parametrize("method", ["dynamic_linear", "dynamic_ntk", "dynamic_yarn"])
+def test_a_later_turn_of_generate_is_scaled_for_its_own_request(method):
+    """50 + 30 tokens, by a static patch at just that factor; in one layer keys are the same."""
+    model, ids = one_layer(dynamic("llama", method)), token_ids(1, 50)
+    cache = DynamicCache(config=model.config)
+    model.generate(ids[:, :20], past_key_values=cache, max_new_tokens=5, do_sample=False)
+    cache.crop(-4)
+    tokens = model.generate(ids, past_key_values=cache, max_new_tokens=30, do_sample=False)
+    fresh = one_layer(dynamic("llama", method)).generate(ids, max_new_tokens=30, do_sample=False)
+    assert torch.equal(tokens, fresh)
+    wanted = patch_model(one_layer(fresh_model("llama")), STATIC[method], 80 / 32)(tokens[:, :79])
+    torch.testing.assert_close(
+        cache.layers[0].keys, wanted.past_key_values.layers[0].keys, **ROUNDING
+    )
+
+
+def test_continuous_batching_is_refused():
+    with pytest.raises(CacheError, match="continuous batching joins requests"):
+        dynamic("llama", "dynamic_ntk").generate_batch([[1, 2, 3]], max_new_tokens=5)

@@ -20,6 +20,7 @@ from loops import (
     TARGET,
     Rendezvous,
     dynamic,
+    one_layer,
     static,
     step_by_step,
 )
@@ -257,16 +258,6 @@ def test_slopes_of_a_loop_that_outgrows_its_bucket_are_those_of_the_next(kind, b
     wanted = patch_model(one_layer(fresh_bias_model(kind)), "linear", bucket / TRAINED_LENGTH)
     last = borders[-2]
     torch.testing.assert_close(decoded[:, last:], logits(wanted, ids)[:, last:], **ROUNDING)
-
-
-def one_layer(model):
-    """The model without all layers but the first."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, torch.nn.ModuleList):
-                setattr(module, name, child[:1])
-    model.config.num_hidden_layers = 1
-    return model
 
 
 @settings(max_examples=60, deadline=None)

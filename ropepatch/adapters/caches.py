@@ -13,24 +13,15 @@ from ropepatch.attention.lengths import (
     anyone_announces,
     by_row,
     named_arguments,
-    requested_in_graph,
     requested_lengths,
 )
 from ropepatch.attention.rotary import RotarySite, ScaledRotary
-from ropepatch.attention.row_scales import (
-    RowScales,
-    Tokens,
-    enough,
-    larger,
-    row_scales,
-    set_row_scales,
-)
+from ropepatch.attention.row_scales import RowScales, row_scales, set_row_scales
 from ropepatch.attention.score_bias import AlibiBias
 from ropepatch.errors import CacheError, LengthError
 from ropepatch.methods.base import LengthDependent
 
 _SCALES = "_ropepatch_scales"  # attribute of a cache
-_ALWAYS = 1 << 60
 
 _MOVES: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "reorder_cache": lambda rows, beams: rows.index_select(0, beams.to(rows.device)),
@@ -40,16 +31,19 @@ _MOVES: dict[str, Callable[[Tensor, Any], Tensor]] = {
 
 
 class _Followed:
-    """Stands in for a method of one cache that moves its rows: their scales move along."""
+    """Stands in for a method of one cache that moves its rows or drops keys: their scales follow."""
 
     def __init__(self, cache: Cache, name: str) -> None:
         self.cache, self.name = cache, name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = getattr(type(self.cache), self.name)(self.cache, *args, **kwargs)
+        scales = getattr(self.cache, _SCALES, None)
         if self.name == "reset":
             vars(self.cache).pop(_SCALES, None)
-        elif (scales := getattr(self.cache, _SCALES, None)) is not None:
+        elif scales is not None and self.name == "crop":
+            scales.until = 0  # what was dropped may have been padding
+        elif scales is not None:
             (by,) = (*args, *kwargs.values())
             scales.follow(lambda rows: _MOVES[self.name](rows, by))
         return result
@@ -58,7 +52,7 @@ class _Followed:
 def _attach(cache: Cache, scales: RowScales) -> None:
     """Keep the scales in the cache, whatever happens to its rows."""
     setattr(cache, _SCALES, scales)
-    for name in ("reset", *_MOVES):
+    for name in ("reset", "crop", *_MOVES):
         if name not in vars(cache) and hasattr(cache, name):
             setattr(cache, name, _Followed(cache, name))
 
@@ -66,42 +60,40 @@ def _attach(cache: Cache, scales: RowScales) -> None:
 class _Call:
     """What a decoder was called with."""
 
-    def __init__(
-        self, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        self.decoder = decoder
-        self.arguments = named_arguments(decoder, args, kwargs)
-        given = self.arguments.get("past_key_values")
+    def __init__(self, decoder: PreTrainedModel, arguments: dict[str, Any], inputs: Tensor) -> None:
+        self.decoder, self.arguments, self.inputs = decoder, arguments, inputs
+        given = arguments.get("past_key_values")
         # Beside the cache of the decoder's own keys is an encoder's.
         self.cache: Cache | None = getattr(given, "self_attention_cache", given)
-        ids: Tensor | None = self.arguments.get("input_ids")
-        self.inputs: Tensor = self.arguments["inputs_embeds"] if ids is None else ids
-        self.rows: int = self.inputs.shape[0]
-        self.new: int = self.inputs.shape[1]
-        self.room = _room(self.cache)
-        mask = self.arguments.get("attention_mask")
+        self.rows, self.new = inputs.shape[:2]
+        layers = [] if self.cache is None else self.cache.layers
+        rooms = [layer.max_cache_len for layer in layers if type(layer) is StaticLayer]
+        self.room: int | None = max(rooms, default=None)  #: places of a cache that cannot grow
+        mask = arguments.get("attention_mask")
         self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        self.positions: Tensor | None = self.arguments.get("position_ids")
+        self.positions: Tensor | None = arguments.get("position_ids")
+        #: whether rows may grow by more than the new tokens
+        self.may_jump = self.positions is not None and self.mask is None
 
-    def cached(self) -> Tokens:
+    def cached(self) -> int | Tensor:
         """Places that are taken in the cache; a static one counts in a tensor."""
-        taken: Tokens = 0 if self.cache is None else self.cache.get_seq_length()
+        taken: int | Tensor = 0 if self.cache is None else self.cache.get_seq_length()
         return taken
 
-    def tokens(self, columns: Tokens) -> Tokens:
-        """Tokens in each row once the call is done: by mask, by positions, or all alike."""
+    def tokens(self, columns: int | Tensor) -> Tensor:
+        """Tokens in each row once the call is done, by mask, by positions, or all alike. (rows or 1,)"""
         if self.mask is not None:
             return self.mask.long().sum(-1).clamp(min=1)
         if self.positions is not None:
             return self.positions.amax(-1) + 1
-        if isinstance(columns, Tensor):
-            return columns[None]
-        # A graph would be made for each number.
-        return torch.tensor([columns]) if torch.compiler.is_compiling() else columns
+        return self.inputs.new_zeros(1, dtype=torch.long) + columns
 
-    def may_jump(self) -> bool:
-        """Whether rows may grow by more than the new tokens."""
-        return self.positions is not None and self.mask is None
+    def is_part(self, tokens: Tensor) -> bool:
+        """Whether rows have positions that the mask does not reach: it is sharded as they are."""
+        if self.mask is None or self.positions is None or torch.compiler.is_compiling():
+            return False
+        seen = self.mask[:, -self.new :].bool()
+        return bool(((self.positions >= tokens[:, None]) & seen).any())
 
     def keeps_keys(self) -> bool:
         """Whether there will be a cache, though it may not have been given one."""
@@ -115,22 +107,28 @@ class ScaleRows:
 
     def __init__(self, site: ScaledRotary | AlibiBias) -> None:
         self.site = site
-        scaled: list[RotarySite | AlibiBias] = [site] if isinstance(site, AlibiBias) else []
+        scaled: dict[str | None, RotarySite | AlibiBias] = (
+            {None: site} if isinstance(site, AlibiBias) else {}
+        )
         self.turner: KeyTurner | None = None
         if isinstance(site, ScaledRotary):
-            scaled = [each for each in site.sites.values() if each.per_row]
+            scaled = {name: each for name, each in site.sites.items() if each.per_row}
             self.turner = KeyTurner(site)
         # Caches fit whatever has the same method and geometry, in this process or another.
-        self.maker = [(each.method, each.geometry) for each in scaled]
-        method = scaled[0].method
+        self.maker = [(name, each.method, each.geometry) for name, each in scaled.items()]
+        _, method, geometry = self.maker[0]
         assert isinstance(method, LengthDependent)
-        self.method = method
-        self.original = scaled[0].geometry.original_max_position_embeddings
+        self.method, self.original = method, geometry.original_max_position_embeddings
 
     def __call__(
         self, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any
     ) -> None:
-        call = _Call(decoder, args, kwargs)
+        arguments = named_arguments(decoder, args, kwargs)
+        ids = arguments.get("input_ids")
+        inputs = arguments.get("inputs_embeds") if ids is None else ids
+        if not isinstance(inputs, Tensor):
+            return  # what is read is no text, or stock says what is missing
+        call = _Call(decoder, arguments, inputs)
         if not output:
             set_row_scales(self.site, self._scales(call))
             return
@@ -149,46 +147,52 @@ class ScaleRows:
         cached = call.cached()
         columns = cached + call.new
         old = self._carried(call, cached)
-        if old is not None and self._unchanged(old) and _within(call, columns, old.until):
+        if old is not None and self._unchanged(call, old, columns):
             return old
-        announced = (
-            requested_in_graph(self.site, call.inputs) if in_graph else requested_lengths(self.site)
-        )
+        announced = requested_lengths(self.site, call.inputs)
         tokens = call.tokens(columns)
-        least = tokens
+        wanted = tokens
         if announced is None or in_graph:
-            least = self._unannounced(call, old, tokens, columns)
-        if announced is not None:
-            request = larger(by_row(announced, call.rows), tokens)
-            # In a graph 0 tokens say that nobody said.
-            least = torch.where(announced > 0, request, least) if in_graph else request
-        wanted = least if old is None else enough(old.tokens, least, self.method, self.original)
+            wanted = self._wanted(call, old, tokens, columns)
+        known = tokens.new_zeros(1) if announced is None else by_row(announced, call.inputs)
+        wanted = torch.where(known > 0, torch.maximum(known, tokens), wanted)
+        if call.room is not None and not in_graph:
+            # The last token that is generated is never read, so it needs no place.
+            more = int((wanted - tokens).min()) - (announced is not None)
+            _require_room(call.room, int(columns) + max(more, 0))
+        if old is not None:
+            # Nobody knows how far rows of which nobody said anything will grow.
+            next_one = torch.where(known > 0, wanted, self.method.bucket(wanted, self.original))
+            wanted = torch.where(wanted > old.tokens, next_one, old.tokens)
         until = 0
-        if call.room is not None:
-            until = _ALWAYS
-            if not in_graph:
-                # The last token that is generated is never read, so it needs no place.
-                more = _most(least - tokens) - (announced is not None)
-                _require_room(call.room, int(columns) + max(more, 0))
-        elif not in_graph:
-            until = int(columns) - _most(tokens - wanted)
-        if old is not None and not in_graph and old.is_for(wanted):
-            old.request, old.until = announced, until
-            return old
+        if not in_graph:
+            until = int(columns) + int((wanted - tokens).min())
+            if old is not None and old.is_for(wanted):
+                old.request, old.until = announced, until
+                return old
         scales = RowScales(wanted, self.maker, announced, until)
         if old is not None and call.cache is not None:
             scales.positions = old.positions
             if self.turner is not None:
                 self.turner(call.decoder, call.cache, old, scales)
+            _attach(call.cache, scales)  # whatever becomes of the call, its keys are turned
         return scales
 
-    def _unchanged(self, old: RowScales) -> bool:
-        """Whether lengths are announced as they were when `old` was made."""
-        if torch.compiler.is_compiling():  # which ones cannot be told there: the same, if any
-            return (old.request is not None) == anyone_announces()
-        return old.request is requested_lengths(self.site)
+    def _unchanged(self, call: _Call, old: RowScales, columns: int | Tensor) -> bool:
+        """Whether the rows stay as they were scaled: nobody says otherwise, and none outgrows it."""
+        if not torch.compiler.is_compiling():
+            same = old.request is requested_lengths(self.site, call.inputs)
+            return same and not call.may_jump and bool(columns <= old.until)
+        # A graph knows no numbers. Rows of a static cache end with it, or with what was announced.
+        if call.room is None or (old.request is not None) != anyone_announces():
+            return False
+        torch._assert_async(
+            (call.tokens(columns) <= old.tokens).all(),
+            "a row outgrows the scale of its StaticCache under torch.compile; plan its whole length",
+        )
+        return True
 
-    def _carried(self, call: _Call, cached: Tokens) -> RowScales | None:
+    def _carried(self, call: _Call, cached: int | Tensor) -> RowScales | None:
         """What the rows of a cache are scaled for, None if empty. Raises CacheError if it does not fit."""
         scales: RowScales | None = getattr(call.cache, _SCALES, None)
         if isinstance(cached, int):
@@ -196,28 +200,32 @@ class ScaleRows:
                 return None
             if scales is not None and call.room is None:
                 scales.keep_positions(cached)
-        elif scales is None and (torch.compiler.is_compiling() or not int(cached)):
+        elif scales is None and torch.compiler.is_compiling():
+            torch._assert_async(cached == 0, "the cache was filled by a model without this patch")
+            return None
+        elif scales is None and not int(cached):
             return None
         if scales is None:
             raise CacheError(
-                f"the cache holds {int(cached)} tokens of a model without this patch, whose keys are "
-                "scaled otherwise; start with an empty cache"
+                f"the cache holds {int(cached)} tokens whose scale is not known: a model without this "
+                "patch filled it, or it was made of the tensors of another one; start with an empty "
+                "cache, or copy whole ones with copy.deepcopy"
             )
         if scales.maker != self.maker:
             raise CacheError(
                 f"the cache was filled under another patch, {scales.maker}; this one is {self.maker}; "
                 "start with an empty cache"
             )
-        if isinstance(scales.tokens, Tensor) and len(scales.tokens) not in (1, call.rows):
+        if len(scales.tokens) not in (1, call.rows):
             raise CacheError(
                 f"the call has {call.rows} rows, but the cache knows the scale of {len(scales.tokens)}; "
                 "move its rows with reorder_cache, batch_select_indices or batch_repeat_interleave"
             )
         return scales
 
-    def _unannounced(
-        self, call: _Call, old: RowScales | None, tokens: Tokens, columns: Tokens
-    ) -> Tokens:
+    def _wanted(
+        self, call: _Call, old: RowScales | None, tokens: Tensor, columns: int | Tensor
+    ) -> Tensor:
         """What rows need a scale for when nobody said how long they will be."""
         if call.decoder.training:
             return self._in_training(call, tokens)
@@ -225,22 +233,23 @@ class ScaleRows:
             return call.room - columns + tokens
         if old is not None or not call.keeps_keys():
             return tokens
-        return enough(0, tokens, self.method, self.original)
+        return self.method.bucket(tokens, self.original)
 
-    def _in_training(self, call: _Call, tokens: Tokens) -> Tokens:
-        if (length := self.method.training_length) is not None:
-            if isinstance(tokens, int) and tokens > length:
-                raise LengthError(
-                    f"rows of {tokens} tokens are longer than training_length ({length})"
-                )
-            return length
-        if call.may_jump():
+    def _in_training(self, call: _Call, tokens: Tensor) -> Tensor:
+        length = self.method.training_length
+        if length is None and (call.may_jump or call.is_part(tokens)):
             raise LengthError(
                 "position_ids without a 2-D attention_mask do not tell how long rows are in training: "
                 "packing and context parallelism hand over parts of them; patch with training_length=, "
                 f"the tokens that {self.method.name!r} is to scale for"
             )
-        return tokens
+        if length is None:
+            return tokens
+        if not torch.compiler.is_compiling() and bool((tokens > length).any()):
+            raise LengthError(
+                f"a row of {int(tokens.max())} tokens is longer than training_length ({length})"
+            )
+        return torch.full_like(tokens, length)
 
 
 def _made_cache(output: Any) -> Cache | None:
@@ -248,22 +257,6 @@ def _made_cache(output: Any) -> Cache | None:
     parts = output.values() if isinstance(output, dict) else output
     made = next((part for part in parts or () if isinstance(part, Cache)), None)
     return getattr(made, "self_attention_cache", made)
-
-
-def _within(call: _Call, columns: Tokens, until: int) -> bool:
-    """Whether no row can have outgrown its scale."""
-    return until == _ALWAYS or (not call.may_jump() and bool(columns <= until))
-
-
-def _most(tokens: Tokens) -> int:
-    return int(tokens.max()) if isinstance(tokens, Tensor) else tokens
-
-
-def _room(cache: Cache | None) -> int | None:
-    """Places of a cache that cannot grow, None for one that can."""
-    layers = [] if cache is None else cache.layers
-    rooms = [layer.max_cache_len for layer in layers if type(layer) is StaticLayer]
-    return max(rooms) if rooms else None
 
 
 def _require_room(room: int, needed: int) -> None:

@@ -5,7 +5,6 @@ change while it grows. They are taken from the longest that the row can become: 
 new tokens.
 """
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,15 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from ropepatch.attention.lengths import request_lengths
+from ropepatch.errors import CacheError
+
+
+def refuse_continuous_batching(*_: Any, **__: Any) -> None:
+    """Stands in for `model.init_continuous_batching`, and so for `generate_batch`."""
+    raise CacheError(
+        "continuous batching joins requests of all lengths into one row, and a length-dependent method "
+        "scales every row by its length; use generate, or patch with a static method"
+    )
 
 
 class FixedScaleGenerate:
@@ -32,9 +40,7 @@ class FixedScaleGenerate:
     ) -> Any:
         """The stock `generate`, with every row's frequencies fixed from the start."""
         lengths = self.request(inputs, generation_config, kwargs)
-        with contextlib.ExitStack() as stack:
-            for site in self.sites:
-                stack.enter_context(request_lengths(site, lengths))
+        with request_lengths(self.sites, lengths):
             stock = type(self.model).generate  # type: ignore[attr-defined]
             return stock(self.model, inputs, generation_config, *args, **kwargs)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ropepatch.adapters.generation import FixedScaleGenerate
+from ropepatch.adapters.generation import FixedScaleGenerate, refuse_continuous_batching
 from ropepatch.adapters.pretrained import text_config
 from ropepatch.errors import LengthError
 from ropepatch.manifest import CONFIG_KEY, Manifest
@@ -52,4 +52,7 @@ def request_changes(model: PreTrainedModel, sites: Sequence[object]) -> list[Cha
     """`generate` fixes the scale of every row for the whole request."""
     if not model.can_generate():
         return []
-    return [AttributeChange(model, "generate", FixedScaleGenerate(model, sites))]
+    return [
+        AttributeChange(model, "generate", FixedScaleGenerate(model, sites)),
+        AttributeChange(model, "init_continuous_batching", refuse_continuous_batching),
+    ]

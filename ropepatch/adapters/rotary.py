@@ -41,8 +41,10 @@ class RotaryModule:
         sites = []
         for layer_type in self.layer_types:
             geometry = _read_geometry(config, self, layer_type, length)
-            site = RotarySite.plan(layer_type, geometry, method if layer_type in scaled else None)
-            site.to(frequency_buffer(self.module, layer_type).device)
+            stock = frequency_buffer(self.module, layer_type)
+            chosen = method if layer_type in scaled else None
+            site = RotarySite.plan(layer_type, geometry, chosen, stock)
+            site.to(stock.device)
             sites.append(site)
         return ScaledRotary(self.module, self.layout, sites).train(self.module.training)
 

@@ -4,7 +4,7 @@ It lives in a context variable: threads and coroutines that share a model do not
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ropepatch.errors import LengthError
+
 _REQUEST: ContextVar[dict[int, Tensor] | None] = ContextVar("ropepatch_request", default=None)
 _announcers = 0  # in all threads: nobody has to be asked while there are none
 _counting = Lock()
 
 
 @contextmanager
-def request_lengths(site: object, lengths: Tensor) -> Iterator[None]:
-    """Within the body, the rows that reach a rotary module or score bias count as `lengths` long. (batch,)"""
-    token = _REQUEST.set({**(_REQUEST.get() or {}), id(site): lengths})
+def request_lengths(sites: Iterable[object], lengths: Tensor) -> Iterator[None]:
+    """Within the body, rows that reach rotary modules or score biases count as `lengths` long. (batch,)"""
+    token = _REQUEST.set({**(_REQUEST.get() or {}), **dict.fromkeys(map(id, sites), lengths)})
     _count(1)
     try:
         yield
@@ -41,23 +43,28 @@ def anyone_announces() -> bool:
     return _announcers > 0
 
 
-def requested_lengths(site: object) -> Tensor | None:
-    """Tokens in each row of the whole request; None where nobody said. (batch,)"""
-    return (_REQUEST.get() or {}).get(id(site)) if _announcers else None
+def requested_lengths(site: object, inputs: Tensor) -> Tensor | None:
+    """Tokens in each row of the whole request; None where nobody said. inputs (batch, …) → (batch,)
 
-
-def requested_in_graph(site: object, inputs: Tensor) -> Tensor | None:
-    """The same under torch.compile, where 0 tokens say that nobody said. inputs (batch, …) → (batch,)"""
-    return _requested(inputs, id(site)) if _announcers else None
+    Under torch.compile 0 tokens say that nobody said, though somebody may have in another thread.
+    """
+    if not anyone_announces():
+        return None
+    if torch.compiler.is_compiling():
+        lengths: Tensor = _requested(inputs, id(site))
+        return lengths
+    return (_REQUEST.get() or {}).get(id(site))
 
 
 # An operator of its own: the compiler does not follow context variables.
-@torch.library.custom_op("ropepatch::requested", mutates_args=())
+@torch.library.custom_op(
+    "ropepatch::requested", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+)
 def _requested(inputs: Tensor, site: int) -> Tensor:
     lengths = (_REQUEST.get() or {}).get(site)
     if lengths is None:
         return inputs.new_zeros(len(inputs), dtype=torch.long)
-    return by_row(lengths, len(inputs)).to(inputs.device, torch.long, copy=True)
+    return by_row(lengths, inputs).clone()
 
 
 @_requested.register_fake
@@ -65,9 +72,15 @@ def _(inputs: Tensor, site: int) -> Tensor:
     return inputs.new_zeros(len(inputs), dtype=torch.long)
 
 
-def by_row(lengths: Tensor, rows: int) -> Tensor:
-    """Lengths for fewer rows than there are repeat row by row, as beams do."""
-    return lengths.repeat_interleave(max(rows // len(lengths), 1))
+def by_row(lengths: Tensor, inputs: Tensor) -> Tensor:
+    """Lengths where inputs (batch, …) are; those of fewer rows repeat row by row, as beams do."""
+    if len(inputs) % len(lengths):
+        raise LengthError(
+            f"generate or planned_length announced how long {len(lengths)} rows get, but this call has "
+            f"{len(inputs)}; plan one number for all of them, or one for each"
+        )
+    repeats = len(inputs) // len(lengths)
+    return lengths.to(inputs.device, torch.long).repeat_interleave(repeats)
 
 
 def named_arguments(

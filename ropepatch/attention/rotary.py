@@ -47,10 +47,13 @@ class RotarySite:
     geometry: RotaryGeometry
     method: Method | None  #: None leaves the site as the checkpoint has it
     inv_freq: Tensor  #: unscaled float64 (dim/2,); not a buffer, so that no dtype cast reaches it
+    stock: Tensor  #: the same as the stock module rounds it, by which unscaled keys are rotated
     frequencies: RotaryFrequencies | None  #: what a static method made; None: unscaled or per row
 
     @classmethod
-    def plan(cls, layer_type: str | None, geometry: RotaryGeometry, method: Method | None) -> Self:
+    def plan(
+        cls, layer_type: str | None, geometry: RotaryGeometry, method: Method | None, stock: Tensor
+    ) -> Self:
         """Evaluate a static method once. Raises MethodOptionError when it cannot take the geometry."""
         inv_freq, frequencies = geometry.inv_freq, None
         if method is not None:
@@ -61,7 +64,8 @@ class RotarySite:
                 # A number and not a tensor, so that no device has to hold it.
                 factor = float(frequencies.attention_factor)
                 frequencies = RotaryFrequencies(frequencies.inv_freq, factor)
-        return cls(layer_type, geometry, method, inv_freq, frequencies)
+        rounded = _with_float64(stock).double()
+        return cls(layer_type, geometry, method, inv_freq, rounded, frequencies)
 
     @property
     def per_row(self) -> bool:
@@ -77,8 +81,9 @@ class RotarySite:
         tokens = _with_float64(tokens)
         made = self.method.rotary(self.geometry, tokens)
         factor = torch.as_tensor(made.attention_factor, device=tokens.device).expand(len(tokens))
-        made = RotaryFrequencies(made.inv_freq, factor)
         scaled = is_scaled(made, self.inv_freq.to(tokens.device))
+        stock = self.stock.to(tokens.device)
+        made = RotaryFrequencies(torch.where(scaled[:, None], made.inv_freq, stock), factor)
         share = None
         if not torch.compiler.is_compiling():
             share = True if scaled.all() else None if scaled.any() else False
@@ -88,7 +93,7 @@ class RotarySite:
         """Move, never cast: float64 is what keeps angles exact."""
         if device.type in _NO_FLOAT64:
             return
-        self.inv_freq = self.inv_freq.to(device)
+        self.inv_freq, self.stock = self.inv_freq.to(device), self.stock.to(device)
         if self.frequencies is not None:
             self.frequencies = RotaryFrequencies(
                 self.frequencies.inv_freq.to(device), self.frequencies.attention_factor
@@ -153,7 +158,7 @@ class ScaledRotary(Scaled, nn.Module):
         if all_scaled is False:
             return self._unscaled(x, position_ids, site.layer_type)
         factor = torch.as_tensor(made.attention_factor)[:, None, None]
-        ours = self._rotation(x, position_ids, RotaryFrequencies(made.inv_freq[:, None, :], factor))
+        ours = self._rotation(x, position_ids, RotaryFrequencies(made.inv_freq[:, None], factor))
         if all_scaled:
             return ours
         stock = self._unscaled(x, position_ids, site.layer_type)
@@ -165,9 +170,10 @@ class ScaledRotary(Scaled, nn.Module):
     ) -> tuple[Tensor, Tensor]:
         positions = _with_float64(position_ids)
         angles = positions[..., None].double() * frequencies.inv_freq.to(positions.device)
-        spread = LAYOUTS[self.layout]
-        cos = spread(angles.cos() * frequencies.attention_factor)
-        sin = spread(angles.sin() * frequencies.attention_factor)
+        spread, factor = LAYOUTS[self.layout], frequencies.attention_factor
+        if isinstance(factor, Tensor):
+            factor = factor.to(positions.device)
+        cos, sin = spread(angles.cos() * factor), spread(angles.sin() * factor)
         return cos.to(x.dtype).to(x.device), sin.to(x.dtype).to(x.device)
 
     def _unscaled(

@@ -17,9 +17,8 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import torch
 from torch import Tensor
 
-from ropepatch.methods.base import LengthDependent, RotaryFrequencies
+from ropepatch.methods.base import RotaryFrequencies
 
-Tokens = int | Tensor  #: of every row, (rows,), or one number for all of them
 # Channels that turn together: (i, i + dim/2) or (2i, 2i + 1).
 Pairing = Literal["halves", "interleaved"]
 PAIRINGS: tuple[Pairing, ...] = get_args(Pairing)
@@ -30,7 +29,7 @@ Made = TypeVar("Made")
 class RowScales:
     """What the rows of one request are scaled for."""
 
-    tokens: Tokens
+    tokens: Tensor  #: (rows,), or (1,) for all of them
     maker: object = None  #: the method and the checkpoint's geometry, equal for caches that fit
     request: Tensor | None = None  #: lengths announced when this was made
     until: int = 0  #: cached tokens up to which no row outgrows its scale
@@ -38,16 +37,14 @@ class RowScales:
     called_at: Tensor | None = None  #: positions of this call's keys, (rows or 1, n)
     made: dict[object, Any] = field(default_factory=dict)  #: what was computed from `tokens`
 
-    def is_for(self, tokens: Tokens) -> Tensor:
+    def is_for(self, tokens: Tensor) -> Tensor:
         """Whether every row is scaled for just so many tokens. ()"""
-        return (torch.as_tensor(self.tokens) == torch.as_tensor(tokens)).all()
+        return (self.tokens == tokens).all()
 
     def once(self, key: object, make: Callable[[Tensor], Made]) -> Made:
-        """What `make` makes of the tokens, (rows or 1,), computed at the first call only."""
+        """What `make` makes of the tokens, computed at the first call only."""
         if key not in self.made:
-            tokens = self.tokens
-            rows = tokens if isinstance(tokens, Tensor) else torch.tensor([tokens])
-            self.made[key] = make(rows)
+            self.made[key] = make(self.tokens)
         made: Made = self.made[key]
         return made
 
@@ -66,7 +63,7 @@ class RowScales:
             new = torch.cat((self.positions.expand(rows, -1), new.expand(rows, -1)), -1)
         self.positions, self.called_at = new, None
 
-    def place_positions(self, cached: Tokens, room: int, rows: int) -> None:
+    def place_positions(self, cached: int | Tensor, room: int, rows: int) -> None:
         """The same for a cache of `room` places, `cached` of them taken now: no shape changes."""
         if self.called_at is None:
             return
@@ -75,40 +72,17 @@ class RowScales:
             self.positions = new.new_zeros(rows, room)
             if not torch.compiler.is_compiling():
                 torch._dynamo.mark_static_address(self.positions)  # as its keys, for CUDA graphs
-        self.positions.index_copy_(
-            1, torch.arange(-new.shape[1], 0, device=new.device) + cached, new
-        )
+        places = torch.arange(-new.shape[1], 0, device=new.device) + cached
+        self.positions.index_copy_(1, places, new)
         self.called_at = None
 
     def follow(self, move: Callable[[Tensor], Tensor]) -> None:
         """Move the rows as those of the cache are moved."""
-        if isinstance(self.tokens, Tensor) and len(self.tokens) > 1:
+        if len(self.tokens) > 1:
             self.tokens = move(self.tokens)
         if self.positions is not None and len(self.positions) > 1:
             self.positions = move(self.positions)
         self.made = {}
-
-
-def larger(some: Tokens, others: Tokens) -> Tokens:
-    """The larger number of tokens, row by row."""
-    if isinstance(some, int) and isinstance(others, int):
-        return max(some, others)
-    some, others = _alike(some, others)
-    return torch.maximum(some, others)
-
-
-def _alike(some: Tokens, others: Tokens) -> tuple[Tensor, Tensor]:
-    """Both as tensors where the one is that is a tensor."""
-    device = next(one.device for one in (some, others) if isinstance(one, Tensor))
-    return torch.as_tensor(some, device=device), torch.as_tensor(others, device=device)
-
-
-def enough(floor: Tokens, tokens: Tokens, method: LengthDependent, original: int) -> Tokens:
-    """`floor`, or for rows that have more tokens the bucket of those."""
-    if isinstance(tokens, int) and isinstance(floor, int):
-        return floor if tokens <= floor else method.bucket(tokens, original)
-    low, have = _alike(floor, tokens)
-    return torch.where(have > low, method.bucket(have, original), low)
 
 
 def turned(
@@ -141,32 +115,21 @@ def turned(
     return torch.cat((rotated.flatten(-2).to(keys.dtype), keys[..., dim:]), -1)
 
 
+# A branch within the graph of torch.compile.
+@torch.library.custom_op(
+    "ropepatch::turn_if", mutates_args={"keys"}, tags=(torch.Tag.cudagraph_unsafe,)
+)
 def turn_if(
     outgrown: Tensor,
     keys: Tensor,
     positions: Tensor,
-    old: RotaryFrequencies,
-    new: RotaryFrequencies,
-    pairing: Pairing,
-) -> None:
-    """`turned` in place, if `outgrown` says so: a branch within the graph of torch.compile."""
-    factors = (torch.as_tensor(old.attention_factor), torch.as_tensor(new.attention_factor))
-    _turn_if(outgrown, keys, positions, old.inv_freq, new.inv_freq, *factors, pairing)
-
-
-@torch.library.custom_op(
-    "ropepatch::turn_if", mutates_args={"keys"}, tags=(torch.Tag.cudagraph_unsafe,)
-)
-def _turn_if(
-    outgrown: Tensor,
-    keys: Tensor,
-    positions: Tensor,
     old: Tensor,
-    new: Tensor,
     old_factor: Tensor,
+    new: Tensor,
     new_factor: Tensor,
     pairing: str,
 ) -> None:
+    """`turned` in place, if `outgrown` says so."""
     if outgrown:
         before, after = RotaryFrequencies(old, old_factor), RotaryFrequencies(new, new_factor)
         keys.copy_(turned(keys, positions, before, after, cast(Pairing, pairing)))
@@ -197,6 +160,7 @@ def set_row_scales(site: Scaled, scales: RowScales | None) -> None:
 
 def row_scales(site: Scaled) -> RowScales | None:
     """What the rows of the call under way are scaled for; None where nobody said."""
-    if site.traced_scales is not None:
+    if torch.compiler.is_compiling() and site.traced_scales is not None:
         return site.traced_scales
-    return (_CALL.get() or {}).get(id(site))
+    live = (_CALL.get() or {}).get(id(site))
+    return site.traced_scales if live is None else live  # the latter after a break of a graph

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from ropepatch.attention.row_scales import RowScales, Scaled, row_scales
 from ropepatch.errors import MethodError
-from ropepatch.methods.base import AlibiGeometry, Geometry, Method, RelativeGeometry
+from ropepatch.methods.base import (
+    AlibiGeometry,
+    Geometry,
+    LengthDependent,
+    Method,
+    RelativeGeometry,
+)
 
 
 class ScoreBias(Protocol):
@@ -53,8 +59,11 @@ class AlibiBias(Scaled):
 
     def slopes(self, lengths: Tensor) -> Tensor:
         """Slopes of every row, where `lengths` are. (1, heads) or (batch, heads), float32"""
-        if self.method is not None and self.method.length_dependent:
-            scales = row_scales(self) or RowScales(lengths)
+        if isinstance(self.method, LengthDependent):
+            scales = row_scales(self)
+            if scales is None:  # a layer that gradient checkpointing does again, after the call
+                known = self.method.training_length if torch.is_grad_enabled() else None
+                scales = RowScales(lengths if known is None else lengths.new_full((1,), known))
             made = scales.once("slopes", self._by_length)
         else:
             if self._made is None or self._made[0] is not self.method:

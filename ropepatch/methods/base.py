@@ -5,15 +5,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import ge, gt, le
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ropepatch.errors import MethodOptionError, UnsupportedMechanismError
 from ropepatch.positions import alibi_slopes, inverse_frequencies, relative_buckets
-
-Length = TypeVar("Length", int, Tensor)
 
 MECHANISMS = ("rotary", "alibi", "relative")
 
@@ -217,25 +215,27 @@ class LengthDependent(Method):
 
     length_dependent: ClassVar[bool] = True
 
-    #: g; 1 scales for the very length, and rotates all keys at every step
+    #: g; 1 scales for the very length, and rotates all keys at every step: in bfloat16 each time
+    #: rounds them
     bucket_growth: float = 2.0
     training_length: int | None = None  #: tokens that every row counts as in training mode
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_number("bucket_growth", self.bucket_growth, at_least=1)
+        least = (
+            1 if self.bucket_growth == 1 else 1.01
+        )  # of less there would be a bucket for each token
+        require_number("bucket_growth", self.bucket_growth, at_least=least)
         if self.training_length is not None:
             require_count("training_length", self.training_length, "tokens")
 
-    def bucket(self, length: Length, original: int) -> Length:
+    def bucket(self, length: Tensor, original: int) -> Tensor:
         """Tokens for which rows of `length` tokens are scaled, of a model trained to `original`."""
         if self.bucket_growth == 1:
             return length
         sizes = _bucket_sizes(original, self.bucket_growth, round(self.factor * original))
-        if isinstance(length, Tensor):
-            table = torch.tensor(sizes, device=length.device)
-            return table[torch.searchsorted(table, length)]
-        return next(size for size in sizes if size >= length)
+        table = torch.tensor(sizes, device=length.device)
+        return table[torch.searchsorted(table, length)]
 
 
 def _bucket_sizes(original: int, growth: float, target: int) -> list[int]:
