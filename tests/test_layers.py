@@ -158,9 +158,9 @@ def test_method_files_import_no_other_method_file():
     assert sideways == []
 
 
-def test_surgery_serves_adapters_patch_and_verification_only():
+def test_surgery_serves_adapters_patch_verification_and_training_only():
     users = {layer(i.source) for i in INTERNAL if layer(i.target) == "surgery"}
-    assert users <= {"adapters", "patch", "verification"}
+    assert users <= {"adapters", "patch", "verification", "training"}
 
 
 def test_the_corpus_knows_no_model():

@@ -12,6 +12,7 @@ from ropepatch.errors import ConfigError, MethodError
 from ropepatch.methods import make_method
 from ropepatch.training.mistakes import explain, list_mistakes
 from ropepatch.training.mixture import Shares
+from ropepatch.training.skipped_positions import Skipping
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -82,6 +83,15 @@ class LoraRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PositionsRecipe:
+    """Short sequences with positions of long ones: see training/skipped_positions.py."""
+
+    kind: Skipping = "pose"
+    target: Count  #: tokens of context whose positions are trained
+    chunks: Annotated[int, Field(ge=2)] = 2  #: pieces of a sequence between which PoSE skips
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class DataRecipe:
     """Which text, and how sequences are made of it."""
 
@@ -91,8 +101,11 @@ class DataRecipe:
     target_length: Count | None = None  #: encoder–decoder models: last tokens, for the decoder
     seed: Whole = 0
     mixture: Shares = dataclasses.field(default_factory=Shares)
+    positions: PositionsRecipe | None = None
 
     def __post_init__(self) -> None:
+        if self.positions is not None:
+            self._check_positions(self.positions)
         if self.target_length is None:
             return
         if self.target_length >= self.length:
@@ -105,6 +118,15 @@ class DataRecipe:
                 "retrieval and drills are for causal models; with target_length, set "
                 "mixture.retrieval and mixture.drill_phase to 0"
             )
+
+    def _check_positions(self, positions: PositionsRecipe) -> None:
+        if positions.target <= self.length:
+            raise ValueError(
+                f"positions.target ({positions.target}) must be more than length ({self.length}): "
+                "the context to train for, and the tokens to do it with"
+            )
+        if positions.chunks > self.length:
+            raise ValueError(f"positions.chunks ({positions.chunks}) exceed length ({self.length})")
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -127,6 +149,7 @@ class TrainingRecipe:
     bf16: bool = False  #: autocast
     torch_compile: bool = False
     gradient_checkpointing: bool = False
+    chunked_loss: bool = False  #: never hold all logits; see training/chunked_loss.py
     threads: Count | None = None  #: torch.set_num_threads
     save_steps: Count = 100
     keep_checkpoints: Count = 2

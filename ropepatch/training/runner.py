@@ -1,6 +1,7 @@
 """Run a recipe: model, patch, adapter, data and the Trainer, put together."""
 
 import dataclasses
+import inspect
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
@@ -28,10 +31,12 @@ from ropepatch.corpus import (
     train_tokenizer,
 )
 from ropepatch.errors import CheckpointError, ConfigError, DataError
+from ropepatch.methods.registry import method_class
 from ropepatch.patch import patch_model
 from ropepatch.terminal import quiet_transformers
 from ropepatch.training.induction import add_induction_circuit
 from ropepatch.training.interrupts import InterruptCallback
+from ropepatch.training.lm_loss import use_chunked_loss
 from ropepatch.training.lora import add_lora
 from ropepatch.training.mistakes import unknown_key
 from ropepatch.training.mixture import TrainingMixture
@@ -44,6 +49,7 @@ from ropepatch.training.progress import (
 )
 from ropepatch.training.recipe import ModelRecipe, Recipe, TokenizerRecipe
 from ropepatch.training.run_directory import RunDirectory
+from ropepatch.training.skipped_positions import WithSkippedPositions
 from ropepatch.training.trainer import RunTrainer, training_arguments
 
 _LONGEST_REASON = 300  #: characters of an error of transformers, which may list all its models
@@ -144,7 +150,7 @@ def _sequences_per_step(recipe: Recipe) -> int:
 
 def _training_data(
     recipe: Recipe, documents: list[Document], tokenizer: PreTrainedTokenizerBase
-) -> TrainingMixture:
+) -> Dataset[dict[str, Tensor]]:
     """As many sequences as the run takes, in the order in which it takes them."""
     shares = recipe.data.mixture
     vocabulary = (
@@ -152,7 +158,7 @@ def _training_data(
         if shares.need_keys
         else RetrievalVocabulary(keys=(), values=())
     )
-    return TrainingMixture(
+    mixture = TrainingMixture(
         encode(documents, tokenizer),
         vocabulary,
         len(tokenizer),
@@ -161,6 +167,12 @@ def _training_data(
         seed=recipe.data.seed,
         shares=shares,
         target_length=recipe.data.target_length,
+    )
+    positions = recipe.data.positions
+    if positions is None:
+        return mixture
+    return WithSkippedPositions(
+        mixture, positions.kind, positions.target, positions.chunks, recipe.data.seed
     )
 
 
@@ -184,6 +196,8 @@ def _load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTraine
             f"has embeddings for {rows}; use the tokenizer that the model was trained with"
         )
     _check_target_length(recipe, model.config)
+    if recipe.data.positions is not None:
+        _check_positions(model, recipe)
     if recipe.patch is not None:
         patch = recipe.patch
         patch_model(
@@ -194,6 +208,8 @@ def _load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTraine
             part=patch.part,
             **patch.options,
         )
+    if recipe.training.chunked_loss:
+        use_chunked_loss(model)
     return model if recipe.lora is None else add_lora(model, recipe.lora)
 
 
@@ -206,6 +222,19 @@ def _check_target_length(recipe: Recipe, config: PreTrainedConfig) -> None:
     if not config.is_encoder_decoder and recipe.data.target_length is not None:
         raise ConfigError(
             f"data.target_length is for encoder–decoder models; {config.model_type} has no encoder"
+        )
+
+
+def _check_positions(model: PreTrainedModel, recipe: Recipe) -> None:
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ConfigError(
+            f"data.positions is for models that take position_ids; {type(model).__name__} counts "
+            "its tokens itself; leave it out and train at the full length"
+        )
+    if recipe.patch is not None and method_class(recipe.patch.method).length_dependent:
+        raise ConfigError(
+            f"patch.method {recipe.patch.method!r} scales by the tokens in a row, of which "
+            "data.positions leaves most out; choose a method that scales all lengths alike"
         )
 
 
