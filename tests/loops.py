@@ -1,6 +1,7 @@
 """Decoding loops of length-dependent methods, and the static patches that they are compared with."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -66,6 +67,13 @@ class Rendezvous:
 
     def __call__(self, module, args, output):
         self.barrier.wait()
+
+
+def in_two_threads(model, work):
+    """What work(0) and work(1) give, in threads that meet in the middle of every call of the model."""
+    model.model.embed_tokens.register_forward_hook(Rendezvous())
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(work, range(2)))
 
 
 def one_layer(model):

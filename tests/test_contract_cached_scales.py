@@ -5,7 +5,6 @@ The oracle is a static patch at the factor of the bucket: it knows no lengths an
 
 import copy
 import pickle
-import threading
 
 import pytest
 import torch
@@ -18,8 +17,8 @@ from loops import (
     METHODS,
     ROUNDING,
     TARGET,
-    Rendezvous,
     dynamic,
+    in_two_threads,
     one_layer,
     static,
     step_by_step,
@@ -212,17 +211,9 @@ def test_loops_of_two_threads_on_one_model_do_not_see_each_other(method):
     alone = [
         step_by_step(dynamic("llama", method), *each)[0] for each in zip(rows, borders, strict=True)
     ]
-    model.model.embed_tokens.register_forward_hook(Rendezvous())
-    together = [None, None]
-
-    def work(index):
-        together[index], _ = step_by_step(model, rows[index], borders[index])
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together = in_two_threads(
+        model, lambda index: step_by_step(model, rows[index], borders[index])[0]
+    )
     assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
 
 

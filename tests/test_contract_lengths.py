@@ -1,11 +1,9 @@
 """Length-dependent methods: every row by its own length, no history, no leaks."""
 
-import threading
-
 import pytest
 import torch
 from decoding import PADDINGS, make_batch
-from loops import EVERY_KIND, EVERY_METHOD, STATIC, Rendezvous, dynamic, options
+from loops import EVERY_KIND, EVERY_METHOD, STATIC, dynamic, in_two_threads, options
 from stock_models import by_divisors, scaled_config
 from tiny_models import TRAINED_LENGTH, fresh_model, logits, tiny_model, token_ids
 
@@ -230,18 +228,11 @@ def test_threads_that_share_a_model_get_what_they_get_alone(method):
     model = dynamic("llama", method)
     rows = [token_ids(1, SHORT), token_ids(1, LONG)]
     alone = [logits(model, row) for row in rows]
-    model.model.embed_tokens.register_forward_hook(Rendezvous())
-    together = [None, None]
 
     def work(index):
-        for _ in range(3):
-            together[index] = logits(model, rows[index])
+        return [logits(model, rows[index]) for _ in range(3)][-1]
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together = in_two_threads(model, work)
     assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
 
 

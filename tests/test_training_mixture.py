@@ -5,7 +5,8 @@ import torch
 
 from ropepatch.corpus import RetrievalVocabulary
 from ropepatch.errors import ConfigError, DataError
-from ropepatch.training.mixture import IGNORED, Shares, TrainingMixture
+from ropepatch.training.chunked_loss import IGNORED
+from ropepatch.training.mixture import Shares, TrainingMixture
 
 VOCABULARY = RetrievalVocabulary(keys=tuple(range(2, 34)), values=tuple(range(34, 66)))
 RESERVED = {*VOCABULARY.keys, *VOCABULARY.values}

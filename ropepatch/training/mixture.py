@@ -23,8 +23,8 @@ from ropepatch.corpus.retrieval import (
     retrieval_sequence,
 )
 from ropepatch.errors import ConfigError, DataError
+from ropepatch.training.chunked_loss import IGNORED
 
-IGNORED = -100  #: label of a token that is not scored
 _PAIRS = (4, 16)  #: in a retrieval sequence; each is queried once
 _DRILL_PAIRS = (2, 24)
 _DRILL_PERIOD = (4, 64)  #: tokens in the block that a drill repeats
