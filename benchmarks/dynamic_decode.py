@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.report import aligned
+from benchmarks.report import aligned, show_ratio
 from ropepatch import patch_model
 from ropepatch.terminal import silence_transformers
 
@@ -119,13 +119,6 @@ def model(method: str) -> PreTrainedModel:
     torch.manual_seed(0)
     made = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     return patch_model(made, method, target_length=TARGET)
-
-
-def show_ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Ratio of medians, and the least and greatest of a round."""
-    each = [some / other for some, other in zip(ours, theirs, strict=True)]
-    ratio = statistics.median(ours) / statistics.median(theirs)
-    return f"{ratio:.2f}× [{min(each):.2f}, {max(each):.2f}]"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.measure import Worker, serve
-from benchmarks.report import aligned
+from benchmarks.report import aligned, show_ratio
 from ropepatch.terminal import silence_transformers
 from ropepatch.training.lm_loss import use_chunked_loss
 
@@ -61,23 +61,18 @@ def measured(dtype: str, head: str, options: argparse.Namespace) -> list[tuple[s
         for _ in range(options.rounds):
             for variant, worker in workers.items():
                 times[variant].append(worker.run("time")[0])
-    rows = []
-    for variant in VARIANTS:
-        each = [some / stock for some, stock in zip(times[variant], times["stock"], strict=True)]
-        median = statistics.median(times[variant])
-        ratio = median / statistics.median(times["stock"])
-        rows.append(
-            (
-                dtype,
-                head,
-                variant,
-                f"{median:.2f}",
-                f"{ratio:.2f}× [{min(each):.2f}, {max(each):.2f}]",
-                f"{memory[variant]:,.0f}",
-                f"{memory['stock'] / memory[variant]:.1f}×",
-            )
+    return [
+        (
+            dtype,
+            head,
+            variant,
+            f"{statistics.median(times[variant]):.2f}",
+            show_ratio(times[variant], times["stock"]),
+            f"{memory[variant]:,.0f}",
+            f"{memory['stock'] / memory[variant]:.1f}×",
         )
-    return rows
+        for variant in VARIANTS
+    ]
 
 
 def work(cell: str) -> None:

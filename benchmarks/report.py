@@ -1,5 +1,6 @@
 """The tables that a person reads: aligned text, the same on a terminal and in a file."""
 
+import statistics
 from collections.abc import Iterable, Sequence
 
 from benchmarks.cells import STOCK, VARIANTS, Cell, Group, Measurement
@@ -20,6 +21,13 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         first, *others = (f"{text:>{width}}" for text, width in zip(row, widths, strict=True))
         lines.append("  ".join([f"{row[0]:<{len(first)}}", *others]).rstrip())
     return "\n".join(lines)
+
+
+def show_ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Ratio of medians, and the least and greatest of a round."""
+    each = [some / other for some, other in zip(ours, theirs, strict=True)]
+    ratio = statistics.median(ours) / statistics.median(theirs)
+    return f"{ratio:.2f}× [{min(each):.2f}, {max(each):.2f}]"
 
 
 def table(groups: Sequence[Group], results: Results) -> str:

@@ -19,13 +19,8 @@ BORDERS = [0, 30, 31, 32, 33, 34, 64, 65, 66]  # through buckets of 32, 64 and 1
 def compiler():
     """No graphs of other tests, and none left to them: there is a limit for each function."""
     torch.compiler.reset()
-    yield torch.compiler
+    yield
     torch.compiler.reset()
-
-
-def padded(length):
-    mask = make_batch("left", length, pads=PADS).mask
-    return {"mask": mask}
 
 
 def compiled_loop(model, ids, cache, more):
@@ -38,7 +33,7 @@ def compiled_loop(model, ids, cache, more):
 
 def compare(make_model, make_patched, cache_kind, padding):
     ids = token_ids(2, BORDERS[-1])
-    more = padded(BORDERS[-1]) if padding == "left" else {}
+    more = {} if padding == "none" else {"mask": make_batch("left", BORDERS[-1], pads=PADS).mask}
     stock, patched, uncompiled = make_model(), make_patched(), make_patched()
     caches = [make_cache(stock, cache_kind, 80) for _ in range(3)]
     _, graphs, breaks = compiled_loop(stock, ids, caches[0], more)
