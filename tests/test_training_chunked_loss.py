@@ -13,8 +13,9 @@ from ropepatch.errors import ConfigError
 from ropepatch.training.chunked_loss import IGNORED, chunked_cross_entropy
 from ropepatch.training.lm_loss import use_chunked_loss
 from ropepatch.training.lora import add_lora
-from ropepatch.training.recipe import LoraRecipe, parse_recipe
+from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.runner import train
+from ropepatch.training.sections import LoraRecipe
 
 
 def labelled(rows=2, length=40):

@@ -8,7 +8,7 @@ from tiny_models import KINDS, tiny_model, token_ids
 
 from ropepatch.errors import ConfigError
 from ropepatch.training.lora import add_lora
-from ropepatch.training.recipe import LoraRecipe
+from ropepatch.training.sections import LoraRecipe
 
 
 def trainable(model):

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ropepatch.errors import ConfigError
-from ropepatch.training.recipe import LoraRecipe
+from ropepatch.training.sections import LoraRecipe
 
 Part = Literal["attention", "mlp"]
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import rotate_checkpoints
 
 from ropepatch.checkpoint import save_pretrained, write_sidecar
-from ropepatch.training.recipe import TrainingRecipe
 from ropepatch.training.run_directory import RunDirectory
+from ropepatch.training.sections import TrainingRecipe
 
 
 class RunTrainer(Trainer):

@@ -1,0 +1,135 @@
+"""The tokenizer and the model of a recipe: opened or made, patched, and with their adapter."""
+
+import dataclasses
+import inspect
+import textwrap
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ropepatch.adapters.pretrained import LENGTH_ATTRIBUTES, language_model_class
+from ropepatch.corpus import Document, train_tokenizer
+from ropepatch.errors import ConfigError, DataError
+from ropepatch.methods.registry import method_class
+from ropepatch.patch import patch_model
+from ropepatch.training.induction import add_induction_circuit
+from ropepatch.training.lm_loss import use_chunked_loss
+from ropepatch.training.lora import add_lora
+from ropepatch.training.mistakes import unknown_key
+from ropepatch.training.pretrained import open_model, open_tokenizer
+from ropepatch.training.recipe import Recipe
+from ropepatch.training.sections import ModelRecipe, TokenizerRecipe
+
+_LONGEST_REASON = 300  #: characters of an error of transformers, which may list all its models
+
+
+def load_tokenizer(recipe: Recipe, documents: list[Document]) -> PreTrainedTokenizerBase:
+    """The checkpoint's own tokenizer, or one trained on the documents."""
+    if recipe.model.path is not None:
+        return open_tokenizer(recipe.model.path)
+    options = recipe.model.tokenizer or TokenizerRecipe()
+    return train_tokenizer(
+        documents, model_max_length=recipe.data.length, **dataclasses.asdict(options)
+    )
+
+
+def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
+    """The model of the recipe with its patch and adapter, trainable."""
+    model = _base_model(recipe.model, tokenizer)
+    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+    if len(tokenizer) > rows:
+        raise DataError(
+            f"the tokenizer does not fit the model: it has {len(tokenizer)} tokens, but the model "
+            f"has embeddings for {rows}; use the tokenizer that the model was trained with"
+        )
+    _check_target_length(recipe, model.config)
+    if recipe.data.positions is not None:
+        _check_positions(model, recipe)
+    if recipe.patch is not None:
+        patch = recipe.patch
+        patch_model(
+            model,
+            method=patch.method,
+            factor=patch.factor,
+            original_max_position_embeddings=patch.original_max_position_embeddings,
+            part=patch.part,
+            **patch.options,
+        )
+    if recipe.training.chunked_loss:
+        use_chunked_loss(model)
+    return model if recipe.lora is None else add_lora(model, recipe.lora)
+
+
+def _check_target_length(recipe: Recipe, config: PreTrainedConfig) -> None:
+    if config.is_encoder_decoder and recipe.data.target_length is None:
+        raise ConfigError(
+            f"{config.model_type} is an encoder–decoder model; set data.target_length, the last "
+            "tokens of each sequence, which the decoder predicts"
+        )
+    if not config.is_encoder_decoder and recipe.data.target_length is not None:
+        raise ConfigError(
+            f"data.target_length is for encoder–decoder models; {config.model_type} has no encoder"
+        )
+
+
+def _check_positions(model: PreTrainedModel, recipe: Recipe) -> None:
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ConfigError(
+            f"data.positions is for models that take position_ids; {type(model).__name__} counts "
+            "its tokens itself; leave it out and train at the full length"
+        )
+    if recipe.patch is not None and method_class(recipe.patch.method).length_dependent:
+        raise ConfigError(
+            f"patch.method {recipe.patch.method!r} scales by the tokens in a row, of which "
+            "data.positions leaves most out; choose a method that scales all lengths alike"
+        )
+
+
+def _base_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    dtype = getattr(torch, recipe.dtype)
+    if recipe.path is None:
+        new = _new_model(dict(recipe.config or {}), tokenizer, dtype)
+        if recipe.induction_circuit:
+            add_induction_circuit(new)
+        return new
+    # Without a dtype, transformers keeps the one that the checkpoint was saved in.
+    model = open_model(recipe.path, dtype)
+    if not isinstance(model, PreTrainedModel):
+        raise ConfigError(
+            f"model.path {recipe.path} is an adapter; merge it into its base, and give that"
+        )
+    return model
+
+
+def _new_model(
+    fields: dict[str, object], tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+) -> PreTrainedModel:
+    model_type = str(fields.pop("model_type", "llama"))
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    fields = {"vocab_size": len(tokenizer)} | fields
+    tokens = {name: getattr(tokenizer, name) for name in special}
+    try:
+        config = AutoConfig.for_model(model_type, **fields | tokens)
+        _refuse_unknown(fields, config)
+        if config.is_encoder_decoder:  # as T5 was trained; its config has no default
+            config.decoder_start_token_id = config.pad_token_id
+        auto_class = language_model_class(config)
+        model: PreTrainedModel = auto_class.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    except Exception as error:  # of any kind: what a config is checked by differs between models
+        reason = textwrap.shorten(str(error), _LONGEST_REASON)
+        raise ConfigError(f"model.config is no {model_type} model: {reason}") from error
+    return model
+
+
+def _refuse_unknown(fields: dict[str, object], config: PreTrainedConfig) -> None:
+    """A config keeps fields that it does not know, so a misspelt one would go unseen."""
+    known = [*(field.name for field in dataclasses.fields(config)), *LENGTH_ATTRIBUTES]
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise ValueError("; ".join(unknown_key(name, known) for name in unknown))
