@@ -4,15 +4,17 @@ Heavy imports happen inside of the commands, so that `--help` and mistakes answe
 """
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ropepatch import __version__
-from ropepatch.errors import ConfigError, RopepatchError
+from ropepatch.errors import ConfigError, ProcessError, RopepatchError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,13 +35,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # What one library has to tell another is nothing that a user can act on.
             warnings.simplefilter("ignore", FutureWarning)
             command(options)
+    except ProcessError:
+        return USER_ERROR
     except RopepatchError as error:
-        print(f"ropepatch: error: {error}", file=sys.stderr)
+        where = "" if _is_first() else f" in process {os.environ['RANK']}"
+        print(f"ropepatch: error{where}: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as interrupt:
-        print(f"ropepatch: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        if _is_first():
+            print(f"ropepatch: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _is_first() -> bool:
+    """Whether this process tells how a command goes, for all that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -214,8 +225,10 @@ def train(options: argparse.Namespace) -> None:
     from ropepatch.training.progress import TerminalProgress
     from ropepatch.training.runner import train as run
 
-    with TerminalProgress(options.recipe.stem) as progress:
+    with TerminalProgress(options.recipe.stem) if _is_first() else nullcontext() as progress:
         result = run(recipe, progress)
+    if not _is_first():
+        return
     if result.loss is None:
         print(f"this recipe was finished before: {result.directory}")
     else:

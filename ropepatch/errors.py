@@ -19,7 +19,8 @@ RopepatchError
 │   ├── SidecarError (ValueError)                   `ropepatch.json` is missing, damaged or was edited
 │   └── BaseMismatchError (ValueError)              an adapter meets a base with another patch
 ├── ConfigError (ValueError)                        a recipe or command line with mistakes
-└── DataError (ValueError)                          text or tokens that cannot be used
+├── DataError (ValueError)                          text or tokens that cannot be used
+└── ProcessError (RuntimeError)                     another process of the run failed, and says why
 """
 
 
@@ -101,3 +102,7 @@ class ConfigError(RopepatchError, ValueError):
 
 class DataError(RopepatchError, ValueError):
     """Text or tokens cannot be used as asked."""
+
+
+class ProcessError(RopepatchError, RuntimeError):
+    """Another process of the same run failed; its own error says why."""

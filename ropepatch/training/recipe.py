@@ -9,10 +9,12 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ropepatch.errors import ConfigError
+from ropepatch.methods.registry import method_class
 from ropepatch.training.mistakes import explain, list_mistakes
 from ropepatch.training.sections import (
     STRICT,
     DataRecipe,
+    DistributedRecipe,
     LoraRecipe,
     ModelRecipe,
     PatchRecipe,
@@ -30,12 +32,30 @@ class Recipe:
     data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
     patch: PatchRecipe | None = None
     lora: LoraRecipe | None = None
+    distributed: DistributedRecipe = dataclasses.field(default_factory=DistributedRecipe)
 
     def __post_init__(self) -> None:
         if self.lora is not None and self.model.path is None:
             raise ValueError("lora needs model.path: an adapter of random weights is of no use")
         if self.lora is not None and self.training.embedding_learning_rate is not None:
             raise ValueError("training.embedding_learning_rate is for whole models, not for lora")
+        if self.distributed.shared_by > 1:
+            self._check_shared_sequences()
+
+    def _check_shared_sequences(self) -> None:
+        """What training/distributed.py refuses as well, before a model is there to ask."""
+        sharing = "distributed.context_parallel and sequence_parallel"
+        # torch deals out two pieces of each sequence to a device, DeepSpeed one.
+        pieces = 2 * self.distributed.context_parallel * self.distributed.sequence_parallel
+        if self.data.length % pieces:
+            raise ValueError(f"{sharing}: data.length must be a multiple of {pieces} here")
+        if self.data.positions is not None:
+            raise ValueError(f"{sharing} drop the mask that data.positions needs; leave one out")
+        if self.patch is not None and method_class(self.patch.method).length_dependent:
+            raise ValueError(
+                f"{sharing}: each device would take the length that {self.patch.method!r} scales "
+                "by for another; choose a method that scales all lengths alike"
+            )
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -13,8 +13,16 @@ from transformers.trainer_callback import PrinterCallback
 from ropepatch.corpus import load_documents
 from ropepatch.errors import CheckpointError
 from ropepatch.terminal import quiet_transformers
+from ropepatch.training.distributed import refuse_devices, refuse_sharded_sequences
 from ropepatch.training.interrupts import InterruptCallback
 from ropepatch.training.models import load_model, load_tokenizer
+from ropepatch.training.processes import (
+    from_main,
+    processes,
+    refuse_odd_launch,
+    require_same_processes,
+    together,
+)
 from ropepatch.training.progress import (
     MetricsCallback,
     ProgressCallback,
@@ -48,21 +56,32 @@ def train(
 ) -> TrainingResult:
     """Run the recipe to its end, going on from the last good checkpoint in its output_dir."""
     run = RunDirectory(recipe)
-    run.claim()
+    checkpoint = from_main(lambda: _open(run))
     if run.result.exists():
         return TrainingResult(run.result, recipe.training.max_steps, None, 0.0)
     started = time.perf_counter()
     with quiet_transformers():
         interrupts = InterruptCallback()
-        trainer = prepare(recipe, run, progress, [*callbacks, interrupts])
-        checkpoint = run.last_good_checkpoint()
+        with together():
+            trainer = prepare(recipe, run, progress, [*callbacks, interrupts])
         with _explained(run), interrupts.listening():
-            forget_metrics_after(run.metrics, _step_of(checkpoint))
+            from_main(lambda: forget_metrics_after(run.metrics, _step_of(checkpoint)))
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             _save_result(trainer, recipe, run)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     seconds = time.perf_counter() - started
     return TrainingResult(run.result, trainer.state.global_step, losses[-1], seconds)
+
+
+def _open(run: RunDirectory) -> Path | None:
+    """Claim the directory for a launch that can run its recipe; the checkpoint to go on from."""
+    refuse_odd_launch()
+    refuse_devices(run.recipe.distributed)
+    run.claim()
+    checkpoint = run.last_good_checkpoint()
+    if checkpoint is not None and not run.result.exists():
+        require_same_processes(checkpoint)
+    return checkpoint
 
 
 @contextmanager
@@ -95,17 +114,20 @@ def prepare(
     documents = load_documents(recipe.data.source, recipe.data.split)
     tokenizer = load_tokenizer(recipe, documents)
     model = load_model(recipe, tokenizer)
+    data = training_data(recipe, documents, tokenizer)
+    refuse_sharded_sequences(recipe.distributed, model, data)
+    is_main = processes().is_main_process
     trainer = RunTrainer(
         model=model,
-        args=training_arguments(recipe.training, recipe.output_dir),
-        train_dataset=training_data(recipe, documents, tokenizer),
+        args=training_arguments(recipe.training, recipe.output_dir, recipe.distributed),
+        train_dataset=data,
         tokenizer=tokenizer,
-        callbacks=[MetricsCallback(run.metrics), *callbacks],
+        callbacks=[*([MetricsCallback(run.metrics)] if is_main else []), *callbacks],
         run=run,
         embedding_learning_rate=recipe.training.embedding_learning_rate,
     )
     trainer.remove_callback(PrinterCallback)
-    if progress is not None:
+    if progress is not None and is_main:
         trainer.add_callback(ProgressCallback(progress, tokens_per_step(recipe)))
     return trainer
 

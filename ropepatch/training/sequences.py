@@ -5,19 +5,21 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ropepatch.corpus import Document, RetrievalVocabulary, encode
+from ropepatch.training.distributed import replicas
 from ropepatch.training.mixture import TrainingMixture
 from ropepatch.training.recipe import Recipe
 from ropepatch.training.skipped_positions import WithSkippedPositions
 
 
 def tokens_per_step(recipe: Recipe) -> int:
-    """Tokens in one optimizer step, on one device."""
+    """Tokens in one optimizer step, on all devices of this launch."""
     return _sequences_per_step(recipe) * recipe.data.length
 
 
 def _sequences_per_step(recipe: Recipe) -> int:
-    """Sequences in one optimizer step, on one device."""
-    return recipe.training.per_device_batch_size * recipe.training.gradient_accumulation
+    """Sequences in one optimizer step, on all devices of this launch."""
+    on_one = recipe.training.per_device_batch_size * recipe.training.gradient_accumulation
+    return on_one * replicas(recipe.distributed)
 
 
 def training_data(
