@@ -83,18 +83,36 @@ def refuse_devices(recipe: DistributedRecipe) -> None:
         raise ConfigError(f"{wanted} needs DeepSpeed, which is not here; pip install deepspeed")
 
 
-def refuse_sharded_sequences(
+def refuse_parts(
     recipe: DistributedRecipe, model: nn.Module, data: Dataset[dict[str, Tensor]]
 ) -> None:
-    """Raise ConfigError for a model or sequences that cannot be right in parts of sequences."""
+    """Raise ConfigError for a model or sequences that cannot be right in the parts that are asked for."""
+    root = pretrained_model(model)
+    if recipe.fsdp:
+        _refuse_scattered_embedding(root)
     if recipe.shared_by == 1:
         return
-    root = pretrained_model(model)
     reason = _own_reason(root) or _method_reason(model, text_config(root)) or _data_reason(data)
     if reason is not None:
         raise ConfigError(
             f"distributed.context_parallel and sequence_parallel give each device a part of every "
             f"sequence and drop masks, but {reason}; leave them out (distributed.fsdp is for all)"
+        )
+
+
+def _refuse_scattered_embedding(model: PreTrainedModel) -> None:
+    """FSDP2 shards a tied weight with all modules that have it, of which accelerate knows two."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    known = {module for end in ends if end is not None for module in end.modules()}
+    weight = ends[0].weight
+    if any(
+        weight is each and module not in known
+        for module in model.modules()
+        for each in module.parameters(recurse=False)
+    ):
+        raise ConfigError(
+            f"distributed.fsdp cannot shard the embedding that the stacks of {model.config.model_type}"
+            " share; leave it out, and every device trains a whole model"
         )
 
 

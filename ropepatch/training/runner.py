@@ -13,7 +13,7 @@ from transformers.trainer_callback import PrinterCallback
 from ropepatch.corpus import load_documents
 from ropepatch.errors import CheckpointError
 from ropepatch.terminal import quiet_transformers
-from ropepatch.training.distributed import refuse_devices, refuse_sharded_sequences
+from ropepatch.training.distributed import refuse_devices, refuse_parts
 from ropepatch.training.interrupts import InterruptCallback
 from ropepatch.training.models import load_model, load_tokenizer
 from ropepatch.training.processes import (
@@ -115,7 +115,7 @@ def prepare(
     tokenizer = load_tokenizer(recipe, documents)
     model = load_model(recipe, tokenizer)
     data = training_data(recipe, documents, tokenizer)
-    refuse_sharded_sequences(recipe.distributed, model, data)
+    refuse_parts(recipe.distributed, model, data)
     is_main = processes().is_main_process
     trainer = RunTrainer(
         model=model,

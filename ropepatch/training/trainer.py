@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -33,6 +34,9 @@ class RunTrainer(Trainer):
     ) -> None:
         self.used_cache = model.config.use_cache  # the Trainer turns it off for good
         super().__init__(model=model, processing_class=tokenizer, **options)
+        if model.config.is_encoder_decoder:
+            # T5 takes the number of items, and makes a mean over its own tokens all the same.
+            self.model_accepts_loss_kwargs = False
         self.trained = model
         self.tokenizer = tokenizer
         self.run = run
@@ -43,10 +47,19 @@ class RunTrainer(Trainer):
         """Save the model and its tokenizer as a directory of the run."""
         self.trained.config.use_cache = self.used_cache
         with self._published(name) as staging:
-            # Where weights are sharded, all processes put them together, and the main one has them.
-            whole = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
+            whole = self._whole_weights() if self.is_fsdp_enabled else None
             if self.args.should_save:
                 save_pretrained(self.trained, staging / name, self.tokenizer, state_dict=whole)
+
+    def _whole_weights(self) -> dict[str, Tensor]:
+        """What all processes put together of the weights that each has a part of; empty but in the main one."""
+        weights: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
+        if isinstance(self.trained, PeftModel):
+            return weights
+        # A tied weight is there under all of its names, and no more told by its storage.
+        names = {name for name, _ in self.trained.named_parameters()}
+        names |= {name for name, _ in self.trained.named_buffers()}
+        return {name: weight for name, weight in weights.items() if name in names}
 
     @contextmanager
     def _published(self, name: str) -> Iterator[Path]:
@@ -64,16 +77,21 @@ class RunTrainer(Trainer):
         one type works on CPUs with gloo.
         """
         super().create_accelerator_and_postprocess()
+        if not self.args.fsdp:
+            return
         state = self.accelerator.state
-        if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
+        if state.distributed_type == DistributedType.MULTI_CPU:
             # Whoever makes an AcceleratorState later reads the type from the other one.
             state.distributed_type = processes().distributed_type = DistributedType.FSDP
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
-            if state.mixed_precision != "no":
-                state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
             self.is_fsdp_enabled = True
-        if self.args.fsdp and not self.accelerator.is_fsdp2:
+        if not self.accelerator.is_fsdp2:
             raise RuntimeError(f"FSDP2 was asked for, and accelerate made {state.distributed_type}")
+        if state.mixed_precision == "bf16":
+            # accelerate's own would also add up gradients, and round the loss, in bfloat16.
+            state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's own, with the input embeddings in a group of their own if they have a rate."""
