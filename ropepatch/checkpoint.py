@@ -57,10 +57,10 @@ def save_pretrained(
     """Save a model or PEFT adapter with its patch, and return the directory. Atomic.
 
     A static patch is written so that plain transformers gives the same logits; a length-dependent one so that
-    plain transformers refuses it. The tokenizer's `model_max_length` follows the new length. `state_dict` holds
-    the weights of a model that has only a part of them itself, as under FSDP. Raises
-    PatchVerificationError when the patch is not live, CheckpointError when the directory cannot be written;
-    what was there before is then still whole.
+    plain transformers refuses it. The tokenizer's `model_max_length` follows the new length. `state_dict` has
+    the whole weights of a model that itself has a part of them, as under FSDP. Raises PatchVerificationError
+    when the patch is not live, CheckpointError when the directory cannot be written; what was there before is
+    then still whole.
     """
     root = pretrained_model(model)
     if patch_info(model) is not None:

@@ -23,6 +23,7 @@ Command = Callable[[argparse.Namespace], None]
 
 USER_ERROR = 2
 INTERRUPTED = 130  #: what a shell reports for a program that Ctrl-C ended
+_IS_FIRST = os.environ.get("RANK", "0") == "0"  #: of what torchrun started; it tells how all goes
 _MULTIPLES = (1, 2, 4, 8)  #: of the trained length, for `eval`
 
 
@@ -35,22 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # What one library has to tell another is nothing that a user can act on.
             warnings.simplefilter("ignore", FutureWarning)
             command(options)
-    except ProcessError:
-        return USER_ERROR
     except RopepatchError as error:
-        where = "" if _is_first() else f" in process {os.environ['RANK']}"
-        print(f"ropepatch: error{where}: {error}", file=sys.stderr)
+        if not isinstance(error, ProcessError):
+            print(f"ropepatch: error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as interrupt:
-        if _is_first():
+        if _IS_FIRST:
             print(f"ropepatch: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     return 0
-
-
-def _is_first() -> bool:
-    """Whether this process tells how a command goes, for all that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -225,9 +219,9 @@ def train(options: argparse.Namespace) -> None:
     from ropepatch.training.progress import TerminalProgress
     from ropepatch.training.runner import train as run
 
-    with TerminalProgress(options.recipe.stem) if _is_first() else nullcontext() as progress:
+    with TerminalProgress(options.recipe.stem) if _IS_FIRST else nullcontext() as progress:
         result = run(recipe, progress)
-    if not _is_first():
+    if not _IS_FIRST:
         return
     if result.loss is None:
         print(f"this recipe was finished before: {result.directory}")

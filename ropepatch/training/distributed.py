@@ -6,7 +6,7 @@ out head and tail in pairs). Rotary positions travel in `position_ids` and stay 
 """
 
 import importlib.util
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from accelerate import ParallelismConfig
 from accelerate.utils import DeepSpeedSequenceParallelConfig
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ropepatch.adapters.pretrained import pretrained_model, text_config
 from ropepatch.adapters.rope_parameters import rope_types
@@ -39,7 +39,7 @@ _DEEPSPEED: dict[str, Any] = {
 
 def replicas(recipe: DistributedRecipe) -> int:
     """Groups of processes with sequences of their own; within a group they share each sequence."""
-    return processes().num_processes // recipe.shared_by
+    return int(processes().num_processes) // recipe.shared_by
 
 
 def distributed_arguments(recipe: DistributedRecipe) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def distributed_arguments(recipe: DistributedRecipe) -> dict[str, Any]:
 
 def refuse_devices(recipe: DistributedRecipe) -> None:
     """Raise ConfigError where the launch does not have what the section asks for."""
-    asked = [name for name, value in asdict(recipe).items() if value not in (False, 1)]
+    asked = [each.name for each in fields(recipe) if getattr(recipe, each.name) != each.default]
     count, shared = processes().num_processes, recipe.shared_by
     wanted = f"distributed.{' and distributed.'.join(asked)}"
     if asked and count == 1:
@@ -92,7 +92,7 @@ def refuse_parts(
         _refuse_scattered_embedding(root)
     if recipe.shared_by == 1:
         return
-    reason = _own_reason(root) or _method_reason(model, text_config(root)) or _data_reason(data)
+    reason = _own_reason(recipe, root) or _method_reason(root) or _data_reason(data)
     if reason is not None:
         raise ConfigError(
             f"distributed.context_parallel and sequence_parallel give each device a part of every "
@@ -116,27 +116,29 @@ def _refuse_scattered_embedding(model: PreTrainedModel) -> None:
         )
 
 
-def _own_reason(model: PreTrainedModel) -> str | None:
+def _own_reason(recipe: DistributedRecipe, model: PreTrainedModel) -> str | None:
     """What the model itself needs that it would not get."""
     what = model.config.model_type
     if mechanism_of(model) != "rotary":
         return f"{what} keeps its positions in the mask, which would train without any"
     config = text_config(model)
     types = getattr(config, "layer_types", None)
-    window = config.sliding_window if types is None and hasattr(config, "sliding_window") else None
-    if window is not None or any(each != "full_attention" for each in types or ()):
+    if types is None:  # models before layer types have one window for all layers, or none
+        types = ["sliding"] if getattr(config, "sliding_window", None) else []
+    if any(each != "full_attention" for each in types):
         return f"{what} has layers that see a window alone, and would train on full attention"
     # accelerate finds the layers whose masks it drops by this name, and no others.
-    if not any(name.endswith("self_attn") for name, _ in model.named_modules()):
+    found = any(name.endswith("self_attn") for name, _ in model.named_modules())
+    if recipe.context_parallel > 1 and not found:
         return f"accelerate does not find the attention of {what}, whose masks would stay"
     return None
 
 
-def _method_reason(model: nn.Module, config: PreTrainedConfig) -> str | None:
+def _method_reason(model: PreTrainedModel) -> str | None:
     """A scale that follows the length, which each device would take for another."""
     info = patch_info(model)
     if info is None:
-        own = [kind for kind in rope_types(config).values() if kind in _BY_LENGTH]
+        own = [kind for kind in rope_types(text_config(model)).values() if kind in _BY_LENGTH]
         name = f"the checkpoint's own {own[0]!r}" if own else None
     else:
         name = f"{info.method!r}" if method_class(info.method).length_dependent else None

@@ -52,7 +52,7 @@ class RunTrainer(Trainer):
                 save_pretrained(self.trained, staging / name, self.tokenizer, state_dict=whole)
 
     def _whole_weights(self) -> dict[str, Tensor]:
-        """What all processes put together of the weights that each has a part of; empty but in the main one."""
+        """The weights that each process has a part of, put together by all for the main one."""
         weights: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
         if isinstance(self.trained, PeftModel):
             return weights
