@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from ropepatch.errors import MethodError
 from ropepatch.methods import make_method
 from ropepatch.training.mixture import Shares
-from ropepatch.training.skipped_positions import Skipping
+from ropepatch.training.skipped_positions import Skips
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -80,15 +80,6 @@ class LoraRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class PositionsRecipe:
-    """Short sequences with positions of long ones: see training/skipped_positions.py."""
-
-    kind: Skipping = "pose"
-    target: Count  #: tokens of context whose positions are trained
-    chunks: Annotated[int, Field(ge=2)] = 2  #: pieces of a sequence between which PoSE skips
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataRecipe:
     """Which text, and how sequences are made of it."""
 
@@ -98,11 +89,11 @@ class DataRecipe:
     target_length: Count | None = None  #: encoder–decoder models: last tokens, for the decoder
     seed: Whole = 0
     mixture: Shares = dataclasses.field(default_factory=Shares)
-    positions: PositionsRecipe | None = None
+    positions: Skips | None = None  #: PoSE and RandPos
 
     def __post_init__(self) -> None:
         if self.positions is not None:
-            self._check_positions(self.positions)
+            self.positions.check(self.length)
         if self.target_length is None:
             return
         if self.target_length >= self.length:
@@ -115,15 +106,6 @@ class DataRecipe:
                 "retrieval and drills are for causal models; with target_length, set "
                 "mixture.retrieval and mixture.drill_phase to 0"
             )
-
-    def _check_positions(self, positions: PositionsRecipe) -> None:
-        if positions.target <= self.length:
-            raise ValueError(
-                f"positions.target ({positions.target}) must be more than length ({self.length}): "
-                "the context to train for, and the tokens to do it with"
-            )
-        if positions.chunks > self.length:
-            raise ValueError(f"positions.chunks ({positions.chunks}) exceed length ({self.length})")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

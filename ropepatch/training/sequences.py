@@ -7,7 +7,8 @@ from transformers import PreTrainedTokenizerBase
 from ropepatch.corpus import Document, RetrievalVocabulary, encode
 from ropepatch.training.mixture import TrainingMixture
 from ropepatch.training.recipe import Recipe
-from ropepatch.training.skipped_positions import WithSkippedPositions
+from ropepatch.training.sections import DataRecipe
+from ropepatch.training.text import SkippingWindows, TextSource, Windows
 
 
 def tokens_per_step(recipe: Recipe) -> int:
@@ -30,19 +31,18 @@ def training_data(
         if shares.need_keys
         else RetrievalVocabulary(keys=(), values=())
     )
-    mixture = TrainingMixture(
-        encode(documents, tokenizer),
+    return TrainingMixture(
+        _text(recipe.data, encode(documents, tokenizer)),
         vocabulary,
         len(tokenizer),
-        length=recipe.data.length,
         samples=recipe.training.max_steps * _sequences_per_step(recipe),
         seed=recipe.data.seed,
         shares=shares,
         target_length=recipe.data.target_length,
     )
-    positions = recipe.data.positions
-    if positions is None:
-        return mixture
-    return WithSkippedPositions(
-        mixture, positions.kind, positions.target, positions.chunks, recipe.data.seed
-    )
+
+
+def _text(recipe: DataRecipe, documents: list[Tensor]) -> TextSource:
+    if recipe.positions is not None:
+        return SkippingWindows(documents, recipe.length, recipe.positions)
+    return Windows(documents, recipe.length)
