@@ -63,7 +63,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         )
     if recipe.training.chunked_loss:
         use_chunked_loss(model)
-    return model if recipe.lora is None else add_lora(model, recipe.lora)
+    return model if recipe.adapter is None else add_lora(model, recipe.adapter)
 
 
 def _check_target_length(recipe: Recipe, config: PreTrainedConfig) -> None:

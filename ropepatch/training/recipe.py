@@ -34,8 +34,13 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.lora is not None and self.model.path is None:
             raise ValueError("lora needs model.path: an adapter of random weights is of no use")
-        if self.lora is not None and self.training.embedding_learning_rate is not None:
+        if self.adapter is not None and self.training.embedding_learning_rate is not None:
             raise ValueError("training.embedding_learning_rate is for whole models, not for lora")
+
+    @property
+    def adapter(self) -> LoraRecipe | None:
+        """The adapter to train, or None where all weights train."""
+        return None if self.lora is None or self.lora.preset == "full" else self.lora
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 
@@ -112,7 +113,9 @@ def prepare(
 
 def _save_result(trainer: RunTrainer, recipe: Recipe, run: RunDirectory) -> None:
     """The model in its final dtype, or the adapter; there is a `final` only when it is whole."""
-    if recipe.model.save_dtype is not None and recipe.lora is None:
+    if recipe.adapter is not None and recipe.adapter.merge:
+        trainer.trained = trainer.trained.merge_and_unload()  # type: ignore[operator]
+    if recipe.model.save_dtype is not None and not isinstance(trainer.trained, PeftModel):
         trainer.trained.to(getattr(torch, recipe.model.save_dtype))
     trainer.publish_model(run.result.name)
 

@@ -67,16 +67,35 @@ class PatchRecipe:
             raise ValueError(str(error)) from None
 
 
+Preset = Literal["lora", "longlora", "longlora-norms", "full"]
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LoraRecipe:
-    """A low-rank adapter (arXiv 2106.09685), with LongLoRA's trainable extras (arXiv 2309.12307)."""
+    """A low-rank adapter (arXiv 2106.09685), with LongLoRA's trainable extras (arXiv 2309.12307).
 
+    A preset says which weights train; `targets`, `train_embeddings` and `train_norms` change it.
+    """
+
+    preset: Preset = "lora"  #: see training/lora.py; full: all weights, without an adapter
     r: Count = 16
     alpha: Count = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Literal["attention", "mlp", "all"] = "all"  #: which projections get an adapter
-    train_embeddings: bool = False
-    train_norms: bool = False
+    targets: Literal["attention", "mlp", "all"] | None = None  #: projections that get an adapter
+    train_embeddings: bool | None = None
+    train_norms: bool | None = None
+    dora: bool = False  #: magnitudes apart from directions (arXiv 2402.09353)
+    rslora: bool = False  #: scaled by alpha/√r instead of alpha/r (arXiv 2312.03732)
+    merge: bool = False  #: save the whole model with the adapter merged into it
+
+    def __post_init__(self) -> None:
+        changed = [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name != "preset" and getattr(self, field.name) != field.default
+        ]
+        if self.preset == "full" and changed:
+            raise ValueError(f"preset full has no adapter; leave out {', '.join(changed)}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
