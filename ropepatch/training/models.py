@@ -25,6 +25,7 @@ from ropepatch.training.mistakes import unknown_key
 from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.training.recipe import Recipe
 from ropepatch.training.sections import ModelRecipe, TokenizerRecipe
+from ropepatch.training.sparse_attention import use_sparse_attention
 
 _LONGEST_REASON = 300  #: characters of an error of transformers, which may list all its models
 
@@ -61,6 +62,9 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
             part=patch.part,
             **patch.options,
         )
+    shifted = recipe.training.shifted_attention
+    if shifted is not None:
+        use_sparse_attention(model, shifted.group, shift=shifted.shift)
     if recipe.training.chunked_loss:
         use_chunked_loss(model)
     return model if recipe.adapter is None else add_lora(model, recipe.adapter)

@@ -36,6 +36,8 @@ class Recipe:
             raise ValueError("lora needs model.path: an adapter of random weights is of no use")
         if self.adapter is not None and self.training.embedding_learning_rate is not None:
             raise ValueError("training.embedding_learning_rate is for whole models, not for lora")
+        if self.training.shifted_attention is not None:
+            self.training.shifted_attention.check(self.data.length)
 
     @property
     def adapter(self) -> LoraRecipe | None:

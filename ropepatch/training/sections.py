@@ -128,6 +128,22 @@ class DataRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ShiftedAttention:
+    """S² attention (LongLoRA, arXiv 2309.12307, §3.2) in training, all of it in evaluation."""
+
+    group: Annotated[int, Field(ge=2, multiple_of=2)]  #: tokens that see each other
+    shift: bool = True  #: half of the heads by half a group; without it nothing crosses a border
+
+    def check(self, length: int) -> None:
+        """Raise ValueError for sequences that are not made of whole groups."""
+        if length > self.group and length % self.group:
+            raise ValueError(
+                f"length ({length}) must be a multiple of training.shifted_attention.group "
+                f"({self.group})"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrainingRecipe:
     """Optimisation, and where the time goes."""
 
@@ -147,6 +163,7 @@ class TrainingRecipe:
     bf16: bool = False  #: autocast
     torch_compile: bool = False
     gradient_checkpointing: bool = False
+    shifted_attention: ShiftedAttention | None = None
     chunked_loss: bool = False  #: never hold all logits; see training/chunked_loss.py
     threads: Count | None = None  #: torch.set_num_threads
     save_steps: Count = 100
