@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from ropepatch.adapters.pretrained import pretrained_model
 from ropepatch.corpus import load_documents
 from ropepatch.errors import CheckpointError
 from ropepatch.terminal import quiet_transformers
@@ -25,6 +26,7 @@ from ropepatch.training.progress import (
 from ropepatch.training.recipe import Recipe
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.sequences import tokens_per_step, training_data
+from ropepatch.training.stages import StageCallback
 from ropepatch.training.trainer import RunTrainer, training_arguments
 
 
@@ -106,6 +108,8 @@ def prepare(
         embedding_learning_rate=recipe.training.embedding_learning_rate,
     )
     trainer.remove_callback(PrinterCallback)
+    if recipe.stages:
+        trainer.add_callback(StageCallback(recipe, pretrained_model(model)))
     if progress is not None:
         trainer.add_callback(ProgressCallback(progress, tokens_per_step(recipe)))
     return trainer

@@ -18,6 +18,7 @@ Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 DataType = Literal["float32", "bfloat16", "float16"]
+Preset = Literal["lora", "longlora", "longlora-norms", "full"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -58,6 +59,7 @@ class PatchRecipe:
     factor: Annotated[float, Field(ge=1)] = 4.0
     original_max_position_embeddings: Count | None = None  #: for configs that do not say it
     part: Literal["both", "encoder", "decoder"] = "both"  #: of an encoder–decoder model
+    replace: bool = False  #: put it in the place of scaling that the checkpoint has
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,7 +69,14 @@ class PatchRecipe:
             raise ValueError(str(error)) from None
 
 
-Preset = Literal["lora", "longlora", "longlora-norms", "full"]
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Stage:
+    """Some steps of a run with a length or a patch of their own; what is not given stays."""
+
+    steps: Count
+    length: Annotated[int, Field(ge=2)] | None = None  #: data.length when not given
+    factor: Annotated[float, Field(ge=1)] | None = None  #: patch.factor when not given
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  #: change patch.options
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -111,19 +120,20 @@ class DataRecipe:
     positions: Skips | None = None  #: PoSE and RandPos
 
     def __post_init__(self) -> None:
-        if self.positions is not None:
-            self.positions.check(self.length)
-        if self.target_length is None:
-            return
-        if self.target_length >= self.length:
-            raise ValueError(
-                f"target_length ({self.target_length}) leaves nothing of length ({self.length}) "
-                "to the encoder"
-            )
-        if self.mixture.need_keys:
+        if self.target_length is not None and self.mixture.need_keys:
             raise ValueError(
                 "retrieval and drills are for causal models; with target_length, set "
                 "mixture.retrieval and mixture.drill_phase to 0"
+            )
+
+    def check(self, length: int) -> None:
+        """Raise ValueError or ConfigError for sequences of `length` tokens."""
+        if self.positions is not None:
+            self.positions.check(length)
+        if self.target_length is not None and self.target_length >= length:
+            raise ValueError(
+                f"data.target_length ({self.target_length}) leaves nothing of length ({length}) "
+                "to the encoder"
             )
 
 
