@@ -8,6 +8,7 @@ smallest and largest of the seeds. Retrieval is by forced choice among 8 values 
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,14 +127,14 @@ def main() -> None:
     """Run what has not been run, and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", metavar="TEXT", default="", help="variants with this in the name")
+    parser.add_argument("--only", metavar="REGEX", default="", help="variants with such names")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     silence_transformers()
     variants = {each.name: each for section in SECTIONS for each in section.variants}
     for seed in SEEDS:
         for variant in variants.values():
-            if seed in variant.seeds and options.only in variant.name:
+            if seed in variant.seeds and re.search(options.only, variant.name):
                 measure(variant, seed)
     if not options.only:
         for section in SECTIONS:
