@@ -1,8 +1,12 @@
 """Recipes whose lengths, factors and checkpoints contradict each other."""
 
+import logging
+
 import pytest
 from tiny_runs import LENGTH, extension_tree, pretraining, pretraining_tree
+from transformers import AutoModelForCausalLM
 
+from ropepatch import patch_model
 from ropepatch.errors import AlreadyScaledError, ConfigError
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.runner import train
@@ -48,6 +52,16 @@ def test_scaling_that_replaces_another_counts_from_the_length_it_is_told(tmp_pat
         tmp_path, scaled, factor=2, replace=True, original_max_position_embeddings=4 * LENGTH
     )
     assert train(recipe).steps == 1
+
+
+def test_no_warning_of_a_length_before_the_patch_reaches_the_user(caplog, scaled):
+    logger = logging.getLogger("transformers.modeling_rope_utils")
+    logger.addHandler(caplog.handler)
+    try:
+        patch_model(AutoModelForCausalLM.from_pretrained(scaled), "yarn", 8, replace=True)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
