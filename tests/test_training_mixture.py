@@ -7,6 +7,7 @@ from ropepatch.corpus import RetrievalVocabulary
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.training.chunked_loss import IGNORED
 from ropepatch.training.mixture import Shares, TrainingMixture
+from ropepatch.training.text import Windows
 
 VOCABULARY = RetrievalVocabulary(keys=tuple(range(2, 34)), values=tuple(range(34, 66)))
 RESERVED = {*VOCABULARY.keys, *VOCABULARY.values}
@@ -21,10 +22,9 @@ DRILLS_ONLY = Shares(drills=1, drill_phase=1)
 
 def mixture(shares=None, *, length=256, samples=200, seed=0, documents=DOCUMENTS, **options):
     return TrainingMixture(
-        documents,
+        Windows(documents, length),
         VOCABULARY,
         4096,
-        length=length,
         samples=samples,
         seed=seed,
         shares=shares or Shares(drill_phase=0.3),
@@ -116,7 +116,7 @@ def test_scored_tokens_of_a_drill_stand_earlier_in_it():
 
 def test_text_alone_needs_no_reserved_tokens():
     empty = RetrievalVocabulary(keys=(), values=())
-    data = TrainingMixture(DOCUMENTS, empty, 4096, length=64, samples=5, shares=TEXT_ONLY)
+    data = TrainingMixture(Windows(DOCUMENTS, 64), empty, 4096, samples=5, shares=TEXT_ONLY)
     assert len(list(_all(data))) == len(data) == 5
 
 

@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 from tiny_models import fresh_model, token_ids
 from tiny_runs import LENGTH, pretraining_tree
 
-from ropepatch.errors import ConfigError
+from ropepatch.errors import ConfigError, DataError
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.runner import prepare, train
 from ropepatch.training.skipped_positions import (
-    WithSkippedPositions,
+    Skips,
     pose_positions,
     random_positions,
 )
+from ropepatch.training.text import SkippingWindows
 
 
 @given(
@@ -27,7 +28,7 @@ from ropepatch.training.skipped_positions import (
 )
 def test_pose_moves_pieces_on_and_leaves_them_whole(length, more, chunks, seed):
     target = length + more
-    positions = pose_positions(length, target, chunks, np.random.default_rng(seed)).numpy()
+    positions = pose_positions(length, target, chunks, np.random.default_rng(seed))
     steps = np.diff(positions)
     assert positions[0] == 0
     assert (steps >= 1).all()
@@ -44,7 +45,7 @@ def test_pose_reaches_every_position_of_the_target():
 @given(length=st.integers(1, 64), more=st.integers(1, 500), seed=st.integers(0, 99))
 def test_random_positions_are_ordered_and_differ(length, more, seed):
     positions = random_positions(length, length + more, 2, np.random.default_rng(seed))
-    assert (positions.diff() >= 1).all()
+    assert (np.diff(positions) >= 1).all()
     assert positions[0] >= 0
     assert positions[-1] < length + more
 
@@ -52,9 +53,10 @@ def test_random_positions_are_ordered_and_differ(length, more, seed):
 @pytest.mark.parametrize("kind", ["pose", "random"])
 def test_later_tokens_see_earlier_ones_over_every_jump(kind):
     """Without the mask transformers cuts attention at each of them."""
-    ids = [{"input_ids": token_ids(1, 24)[0]}]
-    sample = WithSkippedPositions(ids, kind, 96, 3, seed=0)[0]
-    batch = {name: values[None] for name, values in sample.items()}
+    text = SkippingWindows([token_ids(1, 200)[0]], 24, Skips(kind=kind, target=96, chunks=3))
+    drawn = text.draw(np.random.default_rng(0))
+    columns = {"input_ids": drawn.tokens, **drawn.columns}
+    batch = {name: torch.from_numpy(values)[None] for name, values in columns.items()}
     assert (batch["position_ids"].diff() > 1).any()
     model = fresh_model("llama").train()
     with torch.no_grad():
@@ -69,16 +71,39 @@ def test_later_tokens_see_earlier_ones_over_every_jump(kind):
     assert not torch.allclose(blind[:, -1], found[:, -1], atol=1e-4)
 
 
-def test_positions_of_a_sample_depend_on_seed_and_number_only():
-    ids = [{"input_ids": torch.zeros(16, dtype=torch.long)} for _ in range(3)]
-    some, same = (WithSkippedPositions(ids, "pose", 64, 2, seed=4) for _ in range(2))
-    other = WithSkippedPositions(ids, "pose", 64, 2, seed=5)
-    assert len(some) == 3
-    assert [some[i]["position_ids"].tolist() for i in (2, 0)] == [
-        same[i]["position_ids"].tolist() for i in (2, 0)
-    ]
-    assert some[0]["position_ids"].tolist() != some[1]["position_ids"].tolist()
-    assert some[0]["position_ids"].tolist() != other[0]["position_ids"].tolist()
+# A token says where in the document it stood.
+DOCUMENT = torch.arange(1000, 1400)
+
+
+def test_text_of_pose_stands_where_its_positions_say():
+    text = SkippingWindows([DOCUMENT], 32, Skips(target=128, chunks=3))
+    for seed in range(20):
+        tokens, scored, columns = text.draw(np.random.default_rng(seed))
+        positions = columns["position_ids"]
+        assert (tokens - positions == tokens[0]).all()
+        # The first token behind a gap follows from nothing.
+        assert (scored[1:] == (np.diff(tokens) == 1)).all()
+        assert columns["attention_mask"].all()
+
+
+def test_text_of_random_positions_is_one_piece():
+    text = SkippingWindows([DOCUMENT], 32, Skips(kind="random", target=128))
+    tokens, scored, columns = text.draw(np.random.default_rng(0))
+    assert (np.diff(tokens) == 1).all()
+    assert scored.all()
+    assert (np.diff(columns["position_ids"]) > 1).any()
+
+
+def test_tasks_stay_whole_and_get_positions_of_their_own():
+    text = SkippingWindows([DOCUMENT], 32, Skips(target=128))
+    columns = text.columns(np.random.default_rng(1))
+    assert columns["position_ids"].max() > 32
+    assert columns["attention_mask"].all()
+
+
+def test_documents_must_reach_the_target_of_pose():
+    with pytest.raises(DataError, match="fills a sequence of 512 tokens, the longest of 1 has 400"):
+        SkippingWindows([DOCUMENT], 32, Skips(target=512))
 
 
 @pytest.mark.parametrize("kind", ["pose", "random"])

@@ -6,12 +6,10 @@ before text takes over.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,19 +17,17 @@ from ropepatch.corpus.retrieval import (
     RetrievalVocabulary,
     draw_pairs,
     predictable_tokens,
-    random_window,
     retrieval_sequence,
 )
-from ropepatch.errors import ConfigError, DataError
+from ropepatch.errors import ConfigError
 from ropepatch.training.chunked_loss import IGNORED
+from ropepatch.training.skipped_positions import IntArray
+from ropepatch.training.text import BoolArray, Text, TextSource
 
 _PAIRS = (4, 16)  #: in a retrieval sequence; each is queried once
 _DRILL_PAIRS = (2, 24)
 _DRILL_PERIOD = (4, 64)  #: tokens in the block that a drill repeats
 _SHORTEST_REPEAT = 16  #: tokens; shorter segments recur in source code anyway
-
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +56,7 @@ class Shares:
 
 @dataclass(frozen=True, eq=False)
 class TrainingMixture(Dataset[dict[str, Tensor]]):
-    """`samples` sequences of `length` tokens; number i depends on `seed` and i only.
+    """`samples` sequences of `text.length` tokens; number i depends on `seed` and i only.
 
     To be read in order: the drills come first. Labels are those of transformers (the model
     shifts them), with -100 for tokens that nothing in the context can predict. With a
@@ -68,25 +64,18 @@ class TrainingMixture(Dataset[dict[str, Tensor]]):
     reads `length` − `target_length` tokens, and only the others, the decoder's, are labels.
     """
 
-    documents: Sequence[Tensor]  #: tokens of one document each; those below `length` are left out
+    text: TextSource
     vocabulary: RetrievalVocabulary  #: may be empty when the shares need none
     vocab_size: int
-    length: int = field(kw_only=True)
     samples: int = field(kw_only=True)
     seed: int = field(kw_only=True, default=0)
     shares: Shares = field(kw_only=True, default_factory=Shares)
     target_length: int | None = field(kw_only=True, default=None)
-    _windows: IntArray = field(init=False, repr=False)  #: cumulative over the documents
 
-    def __post_init__(self) -> None:
-        windows = [max(0, len(document) - self.length + 1) for document in self.documents]
-        if not any(windows):
-            longest = max((len(document) for document in self.documents), default=0)
-            raise DataError(
-                f"no document fills a sequence of {self.length} tokens, the longest of "
-                f"{len(windows)} has {longest}; use a shorter length or longer documents"
-            )
-        object.__setattr__(self, "_windows", np.cumsum(windows))
+    @property
+    def length(self) -> int:
+        """Tokens in a sequence."""
+        return self.text.length
 
     def __len__(self) -> int:
         return self.samples
@@ -94,30 +83,25 @@ class TrainingMixture(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < self.samples:
             raise IndexError(f"sequence {index} of a mixture of {self.samples}")
-        rng = np.random.default_rng((self.seed, index))
-        in_drill_phase = index < self.shares.drill_phase * self.samples
-        if in_drill_phase and rng.random() < self.shares.drills:
-            tokens, scored = self._drill(rng)
-        else:
-            tokens, scored = self._text_with_tasks(rng)
+        tokens, scored, columns = self._sequence(index)
         labels = np.where(scored, tokens, IGNORED)
         if self.target_length is not None:
             tokens, labels = tokens[: -self.target_length], labels[-self.target_length :]
-        return {"input_ids": torch.from_numpy(tokens), "labels": torch.from_numpy(labels)}
+        item = {"input_ids": tokens, "labels": labels, **columns}
+        return {name: torch.from_numpy(values) for name, values in item.items()}
 
-    def _text_with_tasks(self, rng: np.random.Generator) -> tuple[IntArray, BoolArray]:
+    def _sequence(self, index: int) -> Text:
+        rng = np.random.default_rng((self.seed, index))
+        in_drill_phase = index < self.shares.drill_phase * self.samples
+        if in_drill_phase and rng.random() < self.shares.drills:
+            return Text(*self._drill(rng), self.text.columns(rng))
         kind = rng.random()
         if kind < self.shares.retrieval:
-            return self._retrieval(rng)
-        window = random_window(self._document(rng), self.length, rng).copy()
+            return Text(*self._retrieval(rng), self.text.columns(rng))
+        text = self.text.draw(rng)
         if kind < self.shares.retrieval + self.shares.repeats:
-            _repeat_segment(window, rng)
-        return window, np.ones(self.length, dtype=np.bool_)
-
-    def _document(self, rng: np.random.Generator) -> Tensor:
-        """A document by its number of windows, so that every window is equally likely."""
-        window = rng.integers(self._windows[-1])
-        return self.documents[int(np.searchsorted(self._windows, window, side="right"))]
+            _repeat_segment(text.tokens, rng)
+        return text
 
     def _retrieval(self, rng: np.random.Generator) -> tuple[IntArray, BoolArray]:
         pairs = int(rng.integers(_PAIRS[0], _PAIRS[1], endpoint=True))
@@ -125,7 +109,7 @@ class TrainingMixture(Dataset[dict[str, Tensor]]):
         pairs = max(1, min(pairs, self.length // 8, len(self.vocabulary.keys)))
         sequence = retrieval_sequence(
             self.vocabulary,
-            self._document(rng),
+            self.text.document(rng),
             length=self.length,
             pairs=pairs,
             queries=pairs,

@@ -18,6 +18,7 @@ from ropepatch.training.sections import (
     LoraRecipe,
     ModelRecipe,
     PatchRecipe,
+    Stage,
     TrainingRecipe,
 )
 
@@ -32,30 +33,82 @@ class Recipe:
     data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
     patch: PatchRecipe | None = None
     lora: LoraRecipe | None = None
+    stages: list[Stage] = dataclasses.field(default_factory=list)  #: see training/stages.py
     distributed: DistributedRecipe = dataclasses.field(default_factory=DistributedRecipe)
 
     def __post_init__(self) -> None:
         if self.lora is not None and self.model.path is None:
             raise ValueError("lora needs model.path: an adapter of random weights is of no use")
-        if self.lora is not None and self.training.embedding_learning_rate is not None:
+        if self.adapter is not None and self.training.embedding_learning_rate is not None:
             raise ValueError("training.embedding_learning_rate is for whole models, not for lora")
-        if self.distributed.shared_by > 1:
-            self._check_shared_sequences()
+        self._check_stages()
+        self._check_distributed()
+        for length in self.lengths:
+            self.data.check(length)
+            if self.training.shifted_attention is not None:
+                self.training.shifted_attention.check(length)
 
-    def _check_shared_sequences(self) -> None:
+    def _check_stages(self) -> None:
+        steps = sum(stage.steps for stage in self.stages)
+        if self.stages and steps != self.training.max_steps:
+            raise ValueError(
+                f"the steps of stages add up to {steps}, but training.max_steps is "
+                f"{self.training.max_steps}; make them agree"
+            )
+        for stage in self.stages:
+            if self.patch is None and (stage.factor is not None or stage.options):
+                raise ValueError("stages change the factor or options of a patch; give patch, too")
+            self.patch_of(stage)
+
+    def _check_distributed(self) -> None:
         """What training/distributed.py refuses as well, before a model is there to ask."""
+        if self.distributed.fsdp and self.adapter is not None and self.adapter.merge:
+            raise ValueError(
+                "lora.merge needs whole weights, which distributed.fsdp leaves to none"
+            )
+        if self.distributed.shared_by == 1:
+            return
         sharing = "distributed.context_parallel and sequence_parallel"
         # torch deals out two pieces of each sequence to a device, DeepSpeed one.
-        pieces = 2 * self.distributed.context_parallel * self.distributed.sequence_parallel
-        if self.data.length % pieces:
+        rings = self.distributed.context_parallel > 1
+        pieces = self.distributed.shared_by * (2 if rings else 1)
+        if any(length % pieces for length in self.lengths):
             raise ValueError(f"{sharing}: data.length must be a multiple of {pieces} here")
         if self.data.positions is not None:
             raise ValueError(f"{sharing} drop the mask that data.positions needs; leave one out")
+        if self.training.shifted_attention is not None:
+            raise ValueError(f"{sharing} bring their own attention; leave shifted_attention out")
         if self.patch is not None and method_class(self.patch.method).length_dependent:
             raise ValueError(
                 f"{sharing}: each device would take the length that {self.patch.method!r} scales "
                 "by for another; choose a method that scales all lengths alike"
             )
+
+    @property
+    def adapter(self) -> LoraRecipe | None:
+        """The adapter to train, or None where all weights train."""
+        return None if self.lora is None or self.lora.preset == "full" else self.lora
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in a sequence, stage by stage."""
+        return [stage.length or self.data.length for stage in self.stages] or [self.data.length]
+
+    def tokens_read(self, stage: Stage) -> int:
+        """The longest context of a stage; of an encoder–decoder model that of its encoder."""
+        if self.data.positions is not None:
+            return self.data.positions.target
+        return (stage.length or self.data.length) - (self.data.target_length or 0)
+
+    def patch_of(self, stage: Stage) -> PatchRecipe | None:
+        """The patch during a stage."""
+        if self.patch is None:
+            return None
+        return dataclasses.replace(
+            self.patch,
+            factor=stage.factor or self.patch.factor,
+            options={**self.patch.options, **stage.options},
+        )
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from ropepatch.errors import MethodError
 from ropepatch.methods import make_method
 from ropepatch.training.mixture import Shares
-from ropepatch.training.skipped_positions import Skipping
+from ropepatch.training.skipped_positions import Skips
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -18,6 +18,7 @@ Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 DataType = Literal["float32", "bfloat16", "float16"]
+Preset = Literal["lora", "longlora", "longlora-norms", "full"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -58,6 +59,7 @@ class PatchRecipe:
     factor: Annotated[float, Field(ge=1)] = 4.0
     original_max_position_embeddings: Count | None = None  #: for configs that do not say it
     part: Literal["both", "encoder", "decoder"] = "both"  #: of an encoder–decoder model
+    replace: bool = False  #: put it in the place of scaling that the checkpoint has
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -68,24 +70,41 @@ class PatchRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class LoraRecipe:
-    """A low-rank adapter (arXiv 2106.09685), with LongLoRA's trainable extras (arXiv 2309.12307)."""
+class Stage:
+    """Some steps of a run with a length or a patch of their own; what is not given stays."""
 
-    r: Count = 16
-    alpha: Count = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Literal["attention", "mlp", "all"] = "all"  #: which projections get an adapter
-    train_embeddings: bool = False
-    train_norms: bool = False
+    steps: Count
+    length: Annotated[int, Field(ge=2)] | None = None  #: data.length when not given
+    factor: Annotated[float, Field(ge=1)] | None = None  #: patch.factor when not given
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  #: change patch.options
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class PositionsRecipe:
-    """Short sequences with positions of long ones: see training/skipped_positions.py."""
+class LoraRecipe:
+    """A low-rank adapter (arXiv 2106.09685), with LongLoRA's trainable extras (arXiv 2309.12307).
 
-    kind: Skipping = "pose"
-    target: Count  #: tokens of context whose positions are trained
-    chunks: Annotated[int, Field(ge=2)] = 2  #: pieces of a sequence between which PoSE skips
+    A preset says which weights train; `targets`, `train_embeddings` and `train_norms` change it.
+    """
+
+    preset: Preset = "lora"  #: see training/lora.py; full: all weights, without an adapter
+    r: Count = 16
+    alpha: Count = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["attention", "mlp", "all"] | None = None  #: projections that get an adapter
+    train_embeddings: bool | None = None
+    train_norms: bool | None = None
+    dora: bool = False  #: magnitudes apart from directions (arXiv 2402.09353)
+    rslora: bool = False  #: scaled by alpha/√r instead of alpha/r (arXiv 2312.03732)
+    merge: bool = False  #: save the whole model with the adapter merged into it
+
+    def __post_init__(self) -> None:
+        changed = [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name != "preset" and getattr(self, field.name) != field.default
+        ]
+        if self.preset == "full" and changed:
+            raise ValueError(f"preset full has no adapter; leave out {', '.join(changed)}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -98,32 +117,40 @@ class DataRecipe:
     target_length: Count | None = None  #: encoder–decoder models: last tokens, for the decoder
     seed: Whole = 0
     mixture: Shares = dataclasses.field(default_factory=Shares)
-    positions: PositionsRecipe | None = None
+    positions: Skips | None = None  #: PoSE and RandPos
 
     def __post_init__(self) -> None:
-        if self.positions is not None:
-            self._check_positions(self.positions)
-        if self.target_length is None:
-            return
-        if self.target_length >= self.length:
-            raise ValueError(
-                f"target_length ({self.target_length}) leaves nothing of length ({self.length}) "
-                "to the encoder"
-            )
-        if self.mixture.need_keys:
+        if self.target_length is not None and self.mixture.need_keys:
             raise ValueError(
                 "retrieval and drills are for causal models; with target_length, set "
                 "mixture.retrieval and mixture.drill_phase to 0"
             )
 
-    def _check_positions(self, positions: PositionsRecipe) -> None:
-        if positions.target <= self.length:
+    def check(self, length: int) -> None:
+        """Raise ValueError or ConfigError for sequences of `length` tokens."""
+        if self.positions is not None:
+            self.positions.check(length)
+        if self.target_length is not None and self.target_length >= length:
             raise ValueError(
-                f"positions.target ({positions.target}) must be more than length ({self.length}): "
-                "the context to train for, and the tokens to do it with"
+                f"data.target_length ({self.target_length}) leaves nothing of length ({length}) "
+                "to the encoder"
             )
-        if positions.chunks > self.length:
-            raise ValueError(f"positions.chunks ({positions.chunks}) exceed length ({self.length})")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ShiftedAttention:
+    """S² attention (LongLoRA, arXiv 2309.12307, §3.2) in training, all of it in evaluation."""
+
+    group: Annotated[int, Field(ge=2, multiple_of=2)]  #: tokens that see each other
+    shift: bool = True  #: half of the heads by half a group; without it nothing crosses a border
+
+    def check(self, length: int) -> None:
+        """Raise ValueError for sequences that are not made of whole groups."""
+        if length > self.group and length % self.group:
+            raise ValueError(
+                f"length ({length}) must be a multiple of training.shifted_attention.group "
+                f"({self.group})"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -146,6 +173,7 @@ class TrainingRecipe:
     bf16: bool = False  #: autocast
     torch_compile: bool = False
     gradient_checkpointing: bool = False
+    shifted_attention: ShiftedAttention | None = None
     chunked_loss: bool = False  #: never hold all logits; see training/chunked_loss.py
     threads: Count | None = None  #: torch.set_num_threads
     save_steps: Count = 100

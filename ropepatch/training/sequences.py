@@ -1,19 +1,24 @@
 """The sequences that a recipe trains on, and how many of them."""
 
+from itertools import accumulate
+
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import PreTrainedTokenizerBase
 
 from ropepatch.corpus import Document, RetrievalVocabulary, encode
 from ropepatch.training.distributed import replicas
 from ropepatch.training.mixture import TrainingMixture
 from ropepatch.training.recipe import Recipe
-from ropepatch.training.skipped_positions import WithSkippedPositions
+from ropepatch.training.sections import DataRecipe
+from ropepatch.training.text import SkippingWindows, TextSource, Windows
 
 
 def tokens_per_step(recipe: Recipe) -> int:
-    """Tokens in one optimizer step, on all devices of this launch."""
-    return _sequences_per_step(recipe) * recipe.data.length
+    """Tokens in one optimizer step, on all devices; the mean over the run where stages differ."""
+    steps = [stage.steps for stage in recipe.stages] or [recipe.training.max_steps]
+    tokens = sum(count * length for count, length in zip(steps, recipe.lengths, strict=True))
+    return _sequences_per_step(recipe) * tokens // recipe.training.max_steps
 
 
 def _sequences_per_step(recipe: Recipe) -> int:
@@ -32,19 +37,28 @@ def training_data(
         if shares.need_keys
         else RetrievalVocabulary(keys=(), values=())
     )
-    mixture = TrainingMixture(
-        encode(documents, tokenizer),
-        vocabulary,
-        len(tokenizer),
-        length=recipe.data.length,
-        samples=recipe.training.max_steps * _sequences_per_step(recipe),
-        seed=recipe.data.seed,
-        shares=shares,
-        target_length=recipe.data.target_length,
-    )
-    positions = recipe.data.positions
-    if positions is None:
-        return mixture
-    return WithSkippedPositions(
-        mixture, positions.kind, positions.target, positions.chunks, recipe.data.seed
-    )
+    encoded = encode(documents, tokenizer)
+    mixtures = [
+        TrainingMixture(
+            _text(recipe.data, encoded, length),
+            vocabulary,
+            len(tokenizer),
+            samples=recipe.training.max_steps * _sequences_per_step(recipe),
+            seed=recipe.data.seed,
+            shares=shares,
+            target_length=recipe.data.target_length,
+        )
+        for length in recipe.lengths
+    ]
+    if not recipe.stages:
+        return mixtures[0]
+    ends = [*accumulate(stage.steps * _sequences_per_step(recipe) for stage in recipe.stages)]
+    # Of each mixture its own part, so that no sequence comes twice.
+    parts = zip(mixtures, [0, *ends], ends, strict=False)
+    return ConcatDataset([Subset(mixture, range(start, end)) for mixture, start, end in parts])
+
+
+def _text(recipe: DataRecipe, documents: list[Tensor], length: int) -> TextSource:
+    if recipe.positions is not None:
+        return SkippingWindows(documents, length, recipe.positions)
+    return Windows(documents, length)
