@@ -131,13 +131,20 @@ def test_tokens_of_a_step_are_those_of_all_groups(count, tmp_path, section, toke
         ({"fsdp": True, "context_parallel": 3}, {}, "data.length must be a multiple of 6"),
         ({"sequence_parallel": 2}, {"positions": {"target": 64}}, "mask that data.positions needs"),
         ({"sequence_parallel": 2}, {"patch": "dynamic_ntk"}, "'dynamic_ntk' scales by"),
+        ({"sequence_parallel": 2}, {"group": 8}, "their own attention"),
+        ({"fsdp": True}, {"merge": True}, "lora.merge needs whole weights"),
     ],
 )
 def test_sections_that_contradict_the_recipe_are_refused(tmp_path, section, changes, message):
     tree = {**pretraining_tree(tmp_path), "distributed": section}
-    if "patch" in changes:
-        tree["patch"] = {"method": changes["patch"]}
-    elif changes:
-        tree["data"] |= changes
+    match changes:
+        case {"patch": method}:
+            tree["patch"] = {"method": method}
+        case {"group": _}:
+            tree["training"]["shifted_attention"] = changes
+        case {"merge": _}:
+            tree |= {"model": {"path": "some/model"}, "lora": changes}
+        case _:
+            tree["data"] |= changes
     with pytest.raises(ConfigError, match=message):
         parse_recipe(tree)
