@@ -17,6 +17,8 @@ from ropepatch.errors import ConfigError, RopepatchError
 if TYPE_CHECKING:
     from torch import nn
 
+    from ropepatch.training.recipe import Recipe
+
 Command = Callable[[argparse.Namespace], None]
 
 USER_ERROR = 2
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             # What one library has to tell another is nothing that a user can act on.
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.showwarning = _show_warning
             command(options)
     except RopepatchError as error:
         print(f"ropepatch: error: {error}", file=sys.stderr)
@@ -40,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ropepatch: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"ropepatch: {message}", file=sys.stderr)
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -107,6 +114,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="such as training.max_steps=10"
+    )
+    parser.add_argument(
+        "--preview", action="store_true", help="show three sequences of the data, and do no more"
     )
 
 
@@ -209,18 +219,30 @@ def train(options: argparse.Namespace) -> None:
     from ropepatch.training.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, tuple(options.overrides))
+    if options.preview:
+        return _preview(recipe, options.recipe.stem)
 
     from ropepatch.terminal import duration
     from ropepatch.training.progress import TerminalProgress
     from ropepatch.training.runner import train as run
 
     with TerminalProgress(options.recipe.stem) as progress:
-        result = run(recipe, progress)
+        result = run(recipe, progress, tell=progress.tell)
     if result.loss is None:
         print(f"this recipe was finished before: {result.directory}")
     else:
         time = duration(result.seconds)
         print(f"{result.steps} steps, last loss {result.loss:.3f}, {time}: {result.directory}")
+
+
+def _preview(recipe: "Recipe", title: str) -> None:
+    from ropepatch.terminal import ProgressDisplay, quiet_transformers
+    from ropepatch.training.preview import load_preview, print_preview
+
+    with quiet_transformers():
+        with ProgressDisplay(title) as progress:
+            data, tokenizer = load_preview(recipe, progress.tell)
+        print_preview(data, tokenizer)
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -36,6 +36,12 @@ class Recipe:
             raise ValueError("lora needs model.path: an adapter of random weights is of no use")
         if self.lora is not None and self.training.embedding_learning_rate is not None:
             raise ValueError("training.embedding_learning_rate is for whole models, not for lora")
+        streamed = self.data.dataset is not None and self.data.dataset.streaming
+        if streamed and self.model.path is None:
+            raise ValueError(
+                "model.config trains a tokenizer on all of the data, which data.dataset.streaming "
+                "does not read; use model.path, or leave streaming out"
+            )
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:

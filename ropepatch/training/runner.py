@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback, default_data_collator, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from ropepatch.corpus import load_documents
 from ropepatch.errors import CheckpointError
 from ropepatch.terminal import quiet_transformers
 from ropepatch.training.interrupts import InterruptCallback
@@ -23,7 +22,8 @@ from ropepatch.training.progress import (
 )
 from ropepatch.training.recipe import Recipe
 from ropepatch.training.run_directory import RunDirectory
-from ropepatch.training.sequences import tokens_per_step, training_data
+from ropepatch.training.sequences import open_corpus, tokens_per_step, training_data
+from ropepatch.training.token_cache import Tell
 from ropepatch.training.trainer import RunTrainer, training_arguments
 
 
@@ -45,8 +45,12 @@ def train(
     recipe: Recipe,
     progress: ProgressSink | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    tell: Tell | None = None,
 ) -> TrainingResult:
-    """Run the recipe to its end, going on from the last good checkpoint in its output_dir."""
+    """Run the recipe to its end, going on from the last good checkpoint in its output_dir.
+
+    `progress` hears of every step, `tell` what is prepared before the first.
+    """
     run = RunDirectory(recipe)
     run.claim()
     if run.result.exists():
@@ -54,7 +58,7 @@ def train(
     started = time.perf_counter()
     with quiet_transformers():
         interrupts = InterruptCallback()
-        trainer = prepare(recipe, run, progress, [*callbacks, interrupts])
+        trainer = prepare(recipe, run, progress, [*callbacks, interrupts], tell)
         checkpoint = run.last_good_checkpoint()
         with _explained(run), interrupts.listening():
             forget_metrics_after(run.metrics, _step_of(checkpoint))
@@ -87,18 +91,23 @@ def prepare(
     run: RunDirectory,
     progress: ProgressSink | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    tell: Tell | None = None,
 ) -> RunTrainer:
     """The Trainer of a recipe, ready to start; raises for everything that can be wrong before."""
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     set_seed(recipe.training.seed)
-    documents = load_documents(recipe.data.source, recipe.data.split)
-    tokenizer = load_tokenizer(recipe, documents)
-    model = load_model(recipe, tokenizer)
+    arguments = training_arguments(recipe.training, recipe.output_dir)
+    with arguments.main_process_first(desc="data"):  # the others find its tokens in the cache
+        corpus = open_corpus(recipe.data)
+        tokenizer = load_tokenizer(recipe, corpus)
+        data = training_data(recipe, corpus, tokenizer, tell)
     trainer = RunTrainer(
-        model=model,
-        args=training_arguments(recipe.training, recipe.output_dir),
-        train_dataset=training_data(recipe, documents, tokenizer),
+        model=load_model(recipe, tokenizer),
+        args=arguments,
+        train_dataset=data,
+        # The tokenizer's own would add a mask of ones, which lets packed documents see each other.
+        data_collator=default_data_collator,
         tokenizer=tokenizer,
         callbacks=[MetricsCallback(run.metrics), *callbacks],
         run=run,

@@ -1,14 +1,19 @@
 """The sequences that a recipe trains on, and how many of them."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ropepatch.corpus import Document, RetrievalVocabulary, encode
+from ropepatch.corpus import Corpus, RetrievalVocabulary, standard_library, text_files
+from ropepatch.training.dataset_text import open_dataset
 from ropepatch.training.mixture import TrainingMixture
+from ropepatch.training.packing import Packs
 from ropepatch.training.recipe import Recipe
 from ropepatch.training.sections import DataRecipe
 from ropepatch.training.text import SkippingWindows, TextSource, Windows
+from ropepatch.training.token_cache import Tell, stored_tokens
 
 
 def tokens_per_step(recipe: Recipe) -> int:
@@ -21,9 +26,22 @@ def _sequences_per_step(recipe: Recipe) -> int:
     return recipe.training.per_device_batch_size * recipe.training.gradient_accumulation
 
 
+def open_corpus(recipe: DataRecipe) -> Corpus:
+    """The documents of a recipe."""
+    if recipe.dataset is not None:
+        return open_dataset(recipe.dataset, recipe.text_field)
+    if recipe.source == "stdlib":
+        library = standard_library(recipe.split)
+        return Corpus("stdlib", lambda: iter(library))
+    return text_files(Path(recipe.source), text_field=recipe.text_field, files=recipe.files)
+
+
 def training_data(
-    recipe: Recipe, documents: list[Document], tokenizer: PreTrainedTokenizerBase
-) -> Dataset[dict[str, Tensor]]:
+    recipe: Recipe,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    tell: Tell | None = None,
+) -> TrainingMixture:
     """As many sequences as the run takes, in the order in which it takes them."""
     shares = recipe.data.mixture
     vocabulary = (
@@ -31,8 +49,9 @@ def training_data(
         if shares.need_keys
         else RetrievalVocabulary(keys=(), values=())
     )
+    documents = stored_tokens(corpus, tokenizer, max_tokens=_max_tokens(recipe), tell=tell)
     return TrainingMixture(
-        _text(recipe.data, encode(documents, tokenizer)),
+        _text(recipe.data, documents),
         vocabulary,
         len(tokenizer),
         samples=recipe.training.max_steps * _sequences_per_step(recipe),
@@ -42,7 +61,17 @@ def training_data(
     )
 
 
-def _text(recipe: DataRecipe, documents: list[Tensor]) -> TextSource:
+def _max_tokens(recipe: Recipe) -> int | None:
+    """What the recipe says; of a stream at most what the run can use."""
+    dataset = recipe.data.dataset
+    if recipe.data.max_tokens is None and dataset is not None and dataset.streaming:
+        return recipe.training.max_steps * tokens_per_step(recipe)
+    return recipe.data.max_tokens
+
+
+def _text(recipe: DataRecipe, documents: Sequence[Tensor]) -> TextSource:
+    if recipe.packing is not None:
+        return Packs(documents, recipe.length, recipe.packing)
     if recipe.positions is not None:
         return SkippingWindows(documents, recipe.length, recipe.positions)
     return Windows(documents, recipe.length)
