@@ -28,7 +28,7 @@ _MULTIPLES = (1, 2, 4, 8)  #: of the trained length, for `eval`
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
-    options = _build_parser().parse_args(arguments)
+    options = _parse(arguments)
     command: Command = options.command
     try:
         with warnings.catch_warnings():
@@ -43,6 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ropepatch: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; argparse alone takes no overrides that stand behind an option."""
+    parser = _build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if "overrides" in options and not any(text.startswith("-") for text in rest):
+        options.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -109,8 +109,9 @@ def _json_lines(path: Path, name: str, field: str) -> Iterator[Document | str]:
             try:
                 row = json.loads(line.decode("utf-8"))
             except ValueError as error:
+                reason = str(error).partition(":")[0]  # json goes on with a line of its own
                 raise DataError(
-                    f"{path}, line {number}, is not JSON ({error}); mend the line, or remove it"
+                    f"{path}, line {number}, is not JSON ({reason}); mend the line, or remove it"
                 ) from error
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}, is no object with fields, but {row!r:.40}")
