@@ -9,15 +9,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ropepatch import __version__
+from ropepatch.arguments import parse_arguments, parse_options
 from ropepatch.errors import ConfigError, RopepatchError
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from ropepatch.training.recipe import Recipe
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -28,7 +27,7 @@ _MULTIPLES = (1, 2, 4, 8)  #: of the trained length, for `eval`
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
-    options = _parse(arguments)
+    options = parse_arguments(_build_parser(), arguments)
     command: Command = options.command
     try:
         with warnings.catch_warnings():
@@ -43,17 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ropepatch: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     return 0
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; argparse alone takes no overrides that stand behind an option."""
-    parser = _build_parser()
-    options, rest = parser.parse_known_args(arguments)
-    if "overrides" in options and not any(text.startswith("-") for text in rest):
-        options.overrides += rest
-    elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return options
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -180,7 +168,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 def patch(options: argparse.Namespace) -> None:
     """Patch, verify, save."""
-    method_options = _parse_options(options.set)
+    method_options = parse_options(options.set)
     model = _open_model(options.model)
 
     from ropepatch import patch_info, patch_model, save_pretrained, verify
@@ -209,29 +197,15 @@ def patch(options: argparse.Namespace) -> None:
         print(note)
 
 
-def _parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """`["beta_fast=16"]` → `{"beta_fast": 16}`; values are YAML."""
-    import yaml
-
-    options = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            raise ConfigError(f"--set takes OPTION=VALUE; found {text!r}")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {key}: {value!r} is not a YAML value") from None
-    return options
-
-
 def train(options: argparse.Namespace) -> None:
     """Train with a progress bar and say where the result lies."""
     from ropepatch.training.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, tuple(options.overrides))
     if options.preview:
-        return _preview(recipe, options.recipe.stem)
+        from ropepatch.training.preview import show_preview
+
+        return show_preview(recipe, options.recipe.stem)
 
     from ropepatch.terminal import duration
     from ropepatch.training.progress import TerminalProgress
@@ -244,16 +218,6 @@ def train(options: argparse.Namespace) -> None:
     else:
         time = duration(result.seconds)
         print(f"{result.steps} steps, last loss {result.loss:.3f}, {time}: {result.directory}")
-
-
-def _preview(recipe: "Recipe", title: str) -> None:
-    from ropepatch.terminal import ProgressDisplay, quiet_transformers
-    from ropepatch.training.preview import load_preview, print_preview
-
-    with quiet_transformers():
-        with ProgressDisplay(title) as progress:
-            data, tokenizer = load_preview(recipe, progress.tell)
-        print_preview(data, tokenizer)
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text as Line
 from transformers import PreTrainedTokenizerBase
 
+from ropepatch.terminal import ProgressDisplay, quiet_transformers
 from ropepatch.training.mixture import TrainingMixture
 from ropepatch.training.models import load_tokenizer
 from ropepatch.training.recipe import Recipe
@@ -18,6 +19,14 @@ from ropepatch.training.token_cache import Tell
 _PIECES = 12  #: shown of a sequence; random positions have hundreds
 _TOKENS = 16  #: decoded at each end of a piece
 _HEAD, _TAIL = 22, 14  #: characters that are shown of them
+
+
+def show_preview(recipe: Recipe, title: str) -> None:
+    """Print the preview of a recipe; reading its text shows progress."""
+    with quiet_transformers():
+        with ProgressDisplay(title) as progress:
+            data, tokenizer = load_preview(recipe, progress.tell)
+        print_preview(data, tokenizer)
 
 
 @dataclass(frozen=True)
