@@ -59,6 +59,57 @@ def test_trained_embeddings_of_an_encoder_decoder_model_are_refused():
         add_lora(seq2seq_model(), LoraRecipe(train_embeddings=True))
 
 
+@pytest.mark.parametrize(
+    ("preset", "adapters", "embeddings", "norms"),
+    [
+        ("lora", {"attn", "mlp"}, False, False),
+        ("longlora", {"attn"}, True, True),
+        ("longlora-norms", {"attn"}, False, True),
+    ],
+)
+def test_a_preset_says_which_weights_train(preset, adapters, embeddings, norms):
+    names = trainable(add_lora(tiny_model("llama"), LoraRecipe(preset=preset)))
+    adapted = {name for name in names if "lora_" in name}
+    assert {part for part in ("attn", "mlp") if any(part in name for name in adapted)} == adapters
+    assert any("embed_tokens" in name for name in names) == embeddings
+    assert any("norm" in name for name in names) == norms
+
+
+def test_what_a_recipe_says_itself_goes_before_its_preset():
+    recipe = LoraRecipe(preset="longlora", targets="mlp", train_embeddings=False)
+    names = trainable(add_lora(tiny_model("llama"), recipe))
+    assert not any("attn" in name or "embed_tokens" in name for name in names)
+    assert any("norm" in name for name in names)
+
+
+def test_a_recipe_without_an_adapter_takes_no_options_of_one():
+    with pytest.raises(ValueError, match="preset full has no adapter; leave out r, train_norms"):
+        LoraRecipe(preset="full", r=4, train_norms=True)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("variant", ["dora", "rslora"])
+def test_variants_of_lora_merge_into_the_same_logits(kind, variant):
+    model = add_lora(tiny_model(kind), LoraRecipe(**{variant: True})).eval()
+    touch(model)
+    ids = token_ids(2, 12)
+    with torch.no_grad():
+        before = model(ids).logits
+        after = model.merge_and_unload()(ids).logits
+    torch.testing.assert_close(after, before, atol=2e-5, rtol=1e-4)
+
+
+def test_rank_stabilised_updates_are_scaled_by_the_root_of_the_rank():
+    def update(**options):
+        model = add_lora(tiny_model("llama"), LoraRecipe(r=16, alpha=32, **options)).eval()
+        module = model.base_model.model.model.layers[0].self_attn.q_proj
+        for part in (module.lora_A, module.lora_B):
+            torch.nn.init.constant_(part["default"].weight, 0.1)
+        return module.get_delta_weight("default")
+
+    torch.testing.assert_close(update(rslora=True), update() * 4.0)  # √16: alpha/√r over alpha/r
+
+
 def test_the_head_gets_no_adapter():
     assert not any(
         "lm_head" in name for name in trainable(add_lora(tiny_model("llama"), LoraRecipe()))

@@ -152,10 +152,15 @@ def test_shares_that_the_documents_cannot_have_are_refused():
         ({"packing": {}, "positions": {"target": 1024}}, "packing joins several; take one"),
         ({"packing": {}, "target_length": 8, "mixture": {"retrieval": 0}}, "is for causal models"),
         ({"packing": {"borders": "mask"}, "length": 32768}, r"\(1\.0 GiB a sequence at 32768"),
+        (
+            {"packing": {}, "training": {"shifted_attention": {"group": 8}}},
+            "shifted_attention knows no borders of documents",
+        ),
         ({"packing": {"borders": "masks"}}, "data.packing.borders must be 'positions' or 'mask'"),
     ],
 )
 def test_packing_that_cannot_be_is_refused(data, complaint):
-    tree = {"model": {"path": "x"}, "training": {"max_steps": 1, "learning_rate": 1}}
+    training = {"max_steps": 1, "learning_rate": 1, **data.pop("training", {})}
+    tree = {"model": {"path": "x"}, "training": training, "output_dir": "out", "data": data}
     with pytest.raises(ConfigError, match=complaint):
-        parse_recipe({**tree, "output_dir": "out", "data": data})
+        parse_recipe(tree)

@@ -10,7 +10,7 @@ from tiny_runs import LENGTH, pretraining_tree, seq2seq_tree
 
 from ropepatch.cli import USER_ERROR, main
 from ropepatch.training import runner
-from ropepatch.training.preview import load_preview, pieces, print_preview
+from ropepatch.training.preview import Preview
 from ropepatch.training.recipe import parse_recipe
 
 
@@ -28,19 +28,19 @@ def tree(tmp_path):
 
 
 def preview(tree):
-    return load_preview(parse_recipe(tree))
+    return Preview(parse_recipe(tree))
 
 
 def printed(tree):
     console = Console(file=io.StringIO(), width=120)
-    print_preview(*preview(tree), console)
+    preview(tree).print(console)
     return console.file.getvalue()
 
 
 def test_pieces_are_those_of_the_sequence_that_is_trained_on(tree):
-    data, tokenizer = preview(tree)
-    for index in range(len(data)):
-        item, found = data[index], list(pieces(data, index, tokenizer))
+    data = preview(tree)
+    for index in range(24):
+        item, found = data.mixture(index)[index], list(data.pieces(index))
         assert [piece.name for piece in found] == [f"document {n + 1}" for n in range(len(found))]
         assert [piece.start for piece in found[1:]] == [piece.end for piece in found[:-1]]
         assert (found[0].start, found[-1].end) == (0, LENGTH)
@@ -53,20 +53,18 @@ def test_pieces_are_those_of_the_sequence_that_is_trained_on(tree):
 
 def test_positions_of_pose_are_ranges(tree):
     tree["data"] |= {"packing": None, "length": 8, "positions": {"target": 16, "chunks": 2}}
-    data, tokenizer = preview(tree)
-    for index in range(len(data)):
-        positions = data[index]["position_ids"]
-        ranges = [piece.positions for piece in pieces(data, index, tokenizer)]
+    data = preview(tree)
+    for index in range(24):
+        positions = data.mixture(index)[index]["position_ids"]
+        ranges = [piece.positions for piece in data.pieces(index)]
         assert ranges[0][0] == int(positions[0])
         assert ranges[-1][1] == int(positions[-1])
         assert torch.cat([torch.arange(a, b + 1) for a, b in ranges]).tolist() == positions.tolist()
 
 
 def test_encoder_and_decoder_are_pieces(tmp_path):
-    data, tokenizer = preview(seq2seq_tree(tmp_path))
-    found = [
-        (piece.name, piece.start, piece.end, piece.scored) for piece in pieces(data, 0, tokenizer)
-    ]
+    data = preview(seq2seq_tree(tmp_path))
+    found = [(piece.name, piece.start, piece.end, piece.scored) for piece in data.pieces(0)]
     assert found == [("encoder", 0, 24, 0), ("decoder", 24, 32, 8)]
 
 
@@ -80,13 +78,26 @@ def test_three_sequences_are_printed_with_their_shares_and_text(tree):
         "sequence 13 of 24",
         "sequence 24 of 24",
     ]
-    data, _ = preview(tree)
+    data = preview(tree)
     for head, index in zip(heads, (0, 12, 23), strict=True):
-        count = len(data.sequence(index).starts)
-        assert f": {count} pieces, {(LENGTH - count) / LENGTH:.1%} of its tokens scored" in head
+        count = len(data.mixture(index).sequence(index).starts)
+        assert (
+            f": 32 tokens, {count} pieces, {(LENGTH - count) / LENGTH:.1%} of its tokens scored"
+            in head
+        )
     text = printed(tree)
     assert "<|bos|>one two⏎three" in text
     assert "[bold]twelve" in text
+
+
+def test_sequences_are_those_of_their_stage(tree):
+    tree["stages"] = [{"steps": 2, "length": 16}, {"steps": 4}]
+    heads = [line for line in printed(tree).splitlines() if line.startswith("sequence ")]
+    assert [head.split(",")[0] for head in heads] == [
+        "sequence 1 of 24: 16 tokens",
+        "sequence 13 of 24: 32 tokens",
+        "sequence 24 of 24: 32 tokens",
+    ]
 
 
 def test_of_many_pieces_some_are_shown(tree):

@@ -88,7 +88,11 @@ def test_all_mistakes_are_reported_at_once():
         ("lora", {"targets": "atention"}, "did you mean attention?"),
         ("data", {"length": 1}, "data.length must be greater than or equal to 2; found 1"),
         ("data", {"target_length": 0}, "data.target_length must be greater than or equal to 1"),
-        ("data", {"length": 64, "target_length": 64}, "leaves nothing of length (64)"),
+        (
+            "data",
+            {"length": 64, "target_length": 64, "mixture": {"retrieval": 0}},
+            "leaves nothing of length (64)",
+        ),
         ("data", {"target_length": 64}, "retrieval and drills are for causal models"),
         (
             "data",

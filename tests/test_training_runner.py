@@ -13,6 +13,7 @@ from tiny_runs import (
     LENGTH,
     T5_CONFIG,
     extension,
+    extension_tree,
     pretraining,
     pretraining_tree,
     seq2seq_tree,
@@ -249,6 +250,27 @@ def test_a_fully_trained_patched_model_loads_in_plain_transformers(tmp_path, bas
         torch.testing.assert_close(
             plain.eval()(ids).logits, patched.eval()(ids).logits, atol=1e-4, rtol=0
         )
+
+
+def test_a_merged_adapter_is_a_whole_checkpoint_of_the_same_model(tmp_path, base):
+    adapter = train(extension(tmp_path, base)).directory
+    recipe = replace(extension(tmp_path, base, merge=True), output_dir=str(tmp_path / "merged"))
+    merged = load_pretrained(train(recipe).directory).eval()
+    ids = torch.arange(100)[None] + 5
+    with torch.no_grad():
+        expected = load_pretrained(adapter).eval()(ids).logits
+        torch.testing.assert_close(merged(ids).logits, expected, atol=1e-5, rtol=0)
+    assert not (tmp_path / "merged" / "final" / "adapter_config.json").exists()
+    assert verify(merged)
+
+
+def test_the_preset_full_trains_all_weights(tmp_path, base):
+    tree = extension_tree(tmp_path, base)
+    tree["lora"] = {"preset": "full"}
+    directory = train(parse_recipe(tree)).directory
+    before, after = weights(base), weights(directory)
+    assert before.keys() == after.keys()
+    assert not any(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_an_encoder_decoder_model_learns_to_go_on_from_a_prefix(tmp_path):

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ropepatch.adapters.plan import NOTICE
+from ropepatch.adapters.pretrained import length_attribute
 from ropepatch.adapters.rope_parameters import parameters_of
 from ropepatch.adapters.rotary import frequency_buffer, prefixed
 from ropepatch.attention.rotary import is_scaled
@@ -107,6 +108,10 @@ def _trial_config(
     trial = copy.deepcopy(config)
     for attribute, value in scaling_attributes(trial, {layer_type: candidate}).items():
         setattr(trial, attribute, value)
+    trained, length = candidate.get("original_max_position_embeddings"), length_attribute(trial)
+    if trained is not None and length is not None:
+        # Or transformers warns of a factor that contradicts the length before the patch.
+        setattr(trial, length, round(candidate["factor"] * trained))
     return trial
 
 

@@ -22,7 +22,7 @@ def check_borders(model: PreTrainedModel, recipe: Recipe, packing: Packing) -> N
     if recipe.patch is not None:
         _check_method(recipe.patch)
     if packing.borders == "mask":
-        _check_windows(model, recipe.data.length)
+        _check_windows(model, max(recipe.lengths))
     elif "position_ids" not in inspect.signature(model.forward).parameters:
         raise ConfigError(
             f"packing.borders: positions is for models that take position_ids; "

@@ -50,11 +50,12 @@ def _known_keys(schema: type, location: Sequence[str]) -> list[str]:
     """Keys of the section at a location of the schema."""
     section: Any = schema
     for part in location:
-        section = _dataclass_in(get_type_hints(section)[part])
+        if not part.isdigit():  # which is a place in a list of sections
+            section = _dataclass_in(get_type_hints(section)[part])
     return [field.name for field in dataclasses.fields(section)]
 
 
 def _dataclass_in(annotation: Any) -> Any:
-    if get_origin(annotation) in (UnionType, Union):
+    if get_origin(annotation) in (UnionType, Union, list):
         return next(arm for arm in get_args(annotation) if dataclasses.is_dataclass(arm))
     return annotation

@@ -14,11 +14,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ropepatch.adapters.pretrained import LENGTH_ATTRIBUTES, language_model_class
+from ropepatch.adapters.pretrained import (
+    LENGTH_ATTRIBUTES,
+    language_model_class,
+    trained_length,
+)
 from ropepatch.corpus import Document, train_tokenizer
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.methods.registry import method_class
-from ropepatch.patch import patch_model
+from ropepatch.patch import patch_info, patch_model
 from ropepatch.training.borders import check_borders
 from ropepatch.training.induction import add_induction_circuit
 from ropepatch.training.lm_loss import use_chunked_loss
@@ -26,7 +30,8 @@ from ropepatch.training.lora import add_lora
 from ropepatch.training.mistakes import unknown_key
 from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.training.recipe import Recipe
-from ropepatch.training.sections import ModelRecipe, TokenizerRecipe
+from ropepatch.training.sections import ModelRecipe, PatchRecipe, Stage, TokenizerRecipe
+from ropepatch.training.sparse_attention import use_sparse_attention
 
 _LONGEST_REASON = 300  #: characters of an error of transformers, which may list all its models
 
@@ -54,20 +59,53 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     if recipe.data.positions is not None:
         _check_positions(model, recipe)
     if recipe.patch is not None:
-        patch = recipe.patch
-        patch_model(
-            model,
-            method=patch.method,
-            factor=patch.factor,
-            original_max_position_embeddings=patch.original_max_position_embeddings,
-            part=patch.part,
-            **patch.options,
-        )
+        own = trained_length(model)
+        apply_patch(model, recipe.patch)
+        _check_lengths(recipe, model, own)
+    shifted = recipe.training.shifted_attention
+    if shifted is not None:
+        use_sparse_attention(model, shifted.group, shift=shifted.shift)
     if recipe.training.chunked_loss:
         use_chunked_loss(model)
     if recipe.data.packing is not None:
         check_borders(model, recipe, recipe.data.packing)
-    return model if recipe.lora is None else add_lora(model, recipe.lora)
+    return model if recipe.adapter is None else add_lora(model, recipe.adapter)
+
+
+def apply_patch(model: PreTrainedModel, recipe: PatchRecipe) -> None:
+    """Patch the model in place."""
+    patch_model(
+        model,
+        method=recipe.method,
+        factor=recipe.factor,
+        original_max_position_embeddings=recipe.original_max_position_embeddings,
+        part=recipe.part,
+        replace=recipe.replace,
+        **recipe.options,
+    )
+
+
+def _check_lengths(recipe: Recipe, model: PreTrainedModel, own: int | None) -> None:
+    """Raise ConfigError for a target below `own`, what the checkpoint read, or below what is trained."""
+    info = patch_info(model)
+    assert info is not None
+    if own is not None and info.max_position_embeddings < own:
+        raise ConfigError(
+            f"patch.factor {info.factor:g} over {info.original_max_position_embeddings} tokens gives "
+            f"{info.max_position_embeddings}, fewer than the {own} that the checkpoint reads already; "
+            f"set patch.original_max_position_embeddings to {own}, or a larger factor"
+        )
+    for stage in recipe.stages or [Stage(steps=recipe.training.max_steps)]:
+        patch = recipe.patch_of(stage)
+        assert patch is not None
+        target = round(patch.factor * info.original_max_position_embeddings)
+        trained = recipe.tokens_read(stage)
+        if trained > target:
+            raise ConfigError(
+                f"the recipe trains {trained} tokens, but patch.factor {patch.factor:g} over "
+                f"{info.original_max_position_embeddings} is for {target}; use a larger factor or "
+                "a shorter length"
+            )
 
 
 def _check_target_length(recipe: Recipe, config: PreTrainedConfig) -> None:

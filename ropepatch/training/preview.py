@@ -1,5 +1,6 @@
 """What a recipe trains on, shown before it does: pieces of sequences, their positions and text."""
 
+from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from ropepatch.terminal import ProgressDisplay, quiet_transformers
 from ropepatch.training.mixture import TrainingMixture
 from ropepatch.training.models import load_tokenizer
 from ropepatch.training.recipe import Recipe
-from ropepatch.training.sequences import open_corpus, training_data
+from ropepatch.training.sequences import open_corpus, stage_ends, training_mixtures
 from ropepatch.training.token_cache import Tell
 
 _PIECES = 12  #: shown of a sequence; random positions have hundreds
@@ -25,8 +26,8 @@ def show_preview(recipe: Recipe, title: str) -> None:
     """Print the preview of a recipe; reading its text shows progress."""
     with quiet_transformers():
         with ProgressDisplay(title) as progress:
-            data, tokenizer = load_preview(recipe, progress.tell)
-        print_preview(data, tokenizer)
+            preview = Preview(recipe, progress.tell)
+        preview.print(Console())
 
 
 @dataclass(frozen=True)
@@ -41,59 +42,58 @@ class Piece:
     text: str  #: one line, shortened
 
 
-def load_preview(
-    recipe: Recipe, tell: Tell | None = None
-) -> tuple[TrainingMixture, PreTrainedTokenizerBase]:
-    """The sequences of a recipe, without its model. Raises for what is wrong with its data."""
-    corpus = open_corpus(recipe.data)
-    tokenizer = load_tokenizer(recipe, corpus)
-    return training_data(recipe, corpus, tokenizer, tell), tokenizer
+class Preview:
+    """The sequences of a recipe, without its model."""
 
+    def __init__(self, recipe: Recipe, tell: Tell | None = None) -> None:
+        """Raises for all that is wrong with the data of the recipe."""
+        corpus = open_corpus(recipe.data)
+        self.tokenizer = load_tokenizer(recipe, corpus)
+        self.mixtures = training_mixtures(recipe, corpus, self.tokenizer, tell)
+        self.ends = stage_ends(recipe)
 
-def pieces(
-    data: TrainingMixture, index: int, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[Piece]:
-    """The pieces of one sequence, in order: they end where a document or a run of positions ends."""
-    tokens, scored, columns, starts = data.sequence(index)
-    positions = columns.get("position_ids", np.arange(data.length))
-    target = data.length - (data.target_length or data.length)
-    scored = scored & (np.arange(data.length) >= target)
-    jumps = np.flatnonzero(np.diff(positions) != 1) + 1
-    cuts = sorted({*starts, *jumps.tolist(), target, 0})
-    for start, end in zip(cuts, [*cuts[1:], data.length], strict=True):
-        name = f"document {np.searchsorted(starts, start, side='right')}"
-        if data.target_length is not None:
-            name = "encoder" if start < target else "decoder"
-        yield Piece(
-            name=name,
-            start=start,
-            end=end,
-            positions=(int(positions[start]), int(positions[end - 1])),
-            scored=int(scored[start:end].sum()),
-            text=_shorten(tokens[start:end].tolist(), tokenizer),
-        )
+    def mixture(self, index: int) -> TrainingMixture:
+        """That of the stage which takes the sequence."""
+        return self.mixtures[bisect(self.ends, index)]
 
+    def pieces(self, index: int) -> Iterator[Piece]:
+        """Of one sequence in order; one ends where its document or its run of positions ends."""
+        data = self.mixture(index)
+        tokens, scored, columns, starts = data.sequence(index)
+        positions = columns.get("position_ids", np.arange(data.length))
+        target = data.length - (data.target_length or data.length)
+        scored = scored & (np.arange(data.length) >= target)
+        jumps = np.flatnonzero(np.diff(positions) != 1) + 1
+        cuts = sorted({*starts, *jumps.tolist(), target, 0})
+        for start, end in zip(cuts, [*cuts[1:], data.length], strict=True):
+            name = f"document {np.searchsorted(starts, start, side='right')}"
+            if data.target_length is not None:
+                name = "encoder" if start < target else "decoder"
+            yield Piece(
+                name=name,
+                start=start,
+                end=end,
+                positions=(int(positions[start]), int(positions[end - 1])),
+                scored=int(scored[start:end].sum()),
+                text=_shorten(tokens[start:end].tolist(), self.tokenizer),
+            )
 
-def print_preview(
-    data: TrainingMixture, tokenizer: PreTrainedTokenizerBase, console: Console | None = None
-) -> None:
-    """The first, the middle and the last sequence of the run as tables."""
-    console = console or Console()
-    sizes = np.array([len(document) for document in data.text.documents])
-    console.print(
-        f"{len(sizes):,} documents, {sizes.sum():,} tokens, the longest {sizes.max():,}; "
-        f"{(sizes >= data.length).sum():,} fill a sequence of {data.length:,}"
-    )
-    for index in sorted({0, len(data) // 2, len(data) - 1}):
-        found = list(pieces(data, index, tokenizer))
-        share = sum(piece.scored for piece in found) / data.length
+    def print(self, console: Console) -> None:
+        """The first, the middle and the last sequence of the run as tables."""
+        sizes = np.array([len(document) for document in self.mixtures[0].text.documents])
         console.print(
-            f"\nsequence {index + 1:,} of {len(data):,}: {len(found)} piece"
-            f"{'s' if len(found) > 1 else ''}, {share:.1%} of its tokens scored"
+            f"{len(sizes):,} documents, {sizes.sum():,} tokens, the longest {sizes.max():,}"
         )
-        console.print(_table(found))
-        if len(found) > _PIECES:
-            console.print(f"… and {len(found) - _PIECES} more pieces")
+        for index in sorted({0, self.ends[-1] // 2, self.ends[-1] - 1}):
+            found, length = list(self.pieces(index)), self.mixture(index).length
+            share = sum(piece.scored for piece in found) / length
+            console.print(
+                f"\nsequence {index + 1:,} of {self.ends[-1]:,}: {length:,} tokens, {len(found)} "
+                f"piece{'s' if len(found) > 1 else ''}, {share:.1%} of its tokens scored"
+            )
+            console.print(_table(found))
+            if len(found) > _PIECES:
+                console.print(f"… and {len(found) - _PIECES} more pieces")
 
 
 def _table(found: list[Piece]) -> Table:

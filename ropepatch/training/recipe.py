@@ -16,6 +16,7 @@ from ropepatch.training.sections import (
     LoraRecipe,
     ModelRecipe,
     PatchRecipe,
+    Stage,
     TrainingRecipe,
 )
 
@@ -30,18 +31,69 @@ class Recipe:
     data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
     patch: PatchRecipe | None = None
     lora: LoraRecipe | None = None
+    stages: list[Stage] = dataclasses.field(default_factory=list)  #: see training/stages.py
 
     def __post_init__(self) -> None:
         if self.lora is not None and self.model.path is None:
             raise ValueError("lora needs model.path: an adapter of random weights is of no use")
-        if self.lora is not None and self.training.embedding_learning_rate is not None:
+        if self.adapter is not None and self.training.embedding_learning_rate is not None:
             raise ValueError("training.embedding_learning_rate is for whole models, not for lora")
-        streamed = self.data.dataset is not None and self.data.dataset.streaming
-        if streamed and self.model.path is None:
+        self._check_stages()
+        for length in self.lengths:
+            self.data.check(length)
+            if self.training.shifted_attention is not None:
+                self.training.shifted_attention.check(length)
+        self._check_data()
+
+    def _check_data(self) -> None:
+        dataset = self.data.dataset
+        if dataset is not None and dataset.streaming and self.model.path is None:
             raise ValueError(
                 "model.config trains a tokenizer on all of the data, which data.dataset.streaming "
                 "does not read; use model.path, or leave streaming out"
             )
+        if self.data.packing is not None and self.training.shifted_attention is not None:
+            raise ValueError(
+                "training.shifted_attention knows no borders of documents; leave data.packing out"
+            )
+
+    def _check_stages(self) -> None:
+        steps = sum(stage.steps for stage in self.stages)
+        if self.stages and steps != self.training.max_steps:
+            raise ValueError(
+                f"the steps of stages add up to {steps}, but training.max_steps is "
+                f"{self.training.max_steps}; make them agree"
+            )
+        for stage in self.stages:
+            if self.patch is None and (stage.factor is not None or stage.options):
+                raise ValueError("stages change the factor or options of a patch; give patch, too")
+            self.patch_of(stage)
+
+    @property
+    def adapter(self) -> LoraRecipe | None:
+        """The adapter to train, or None where all weights train."""
+        return None if self.lora is None or self.lora.preset == "full" else self.lora
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in a sequence, stage by stage."""
+        return [stage.length or self.data.length for stage in self.stages] or [self.data.length]
+
+    def tokens_read(self, stage: Stage) -> int:
+        """The longest context of a stage; of an encoder–decoder model that of its encoder."""
+        if self.data.positions is not None:
+            return self.data.positions.target
+        return (stage.length or self.data.length) - (self.data.target_length or 0)
+
+    def patch_of(self, stage: Stage) -> PatchRecipe | None:
+        """The patch during a stage."""
+        if self.patch is None:
+            return None
+        return dataclasses.replace(
+            self.patch,
+            factor=stage.factor or self.patch.factor,
+            options={**self.patch.options, **stage.options},
+        )
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import TrainerCallback, default_data_collator, set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from ropepatch.adapters.pretrained import pretrained_model
 from ropepatch.errors import CheckpointError
 from ropepatch.terminal import quiet_transformers
 from ropepatch.training.interrupts import InterruptCallback
@@ -23,6 +25,7 @@ from ropepatch.training.progress import (
 from ropepatch.training.recipe import Recipe
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.sequences import open_corpus, tokens_per_step, training_data
+from ropepatch.training.stages import StageCallback
 from ropepatch.training.token_cache import Tell
 from ropepatch.training.trainer import RunTrainer, training_arguments
 
@@ -102,8 +105,9 @@ def prepare(
         corpus = open_corpus(recipe.data)
         tokenizer = load_tokenizer(recipe, corpus)
         data = training_data(recipe, corpus, tokenizer, tell)
+    model = load_model(recipe, tokenizer)
     trainer = RunTrainer(
-        model=load_model(recipe, tokenizer),
+        model=model,
         args=arguments,
         train_dataset=data,
         # The tokenizer's own would add a mask of ones, which lets packed documents see each other.
@@ -114,6 +118,8 @@ def prepare(
         embedding_learning_rate=recipe.training.embedding_learning_rate,
     )
     trainer.remove_callback(PrinterCallback)
+    if recipe.stages:
+        trainer.add_callback(StageCallback(recipe, pretrained_model(model)))
     if progress is not None:
         trainer.add_callback(ProgressCallback(progress, tokens_per_step(recipe)))
     return trainer
@@ -121,7 +127,9 @@ def prepare(
 
 def _save_result(trainer: RunTrainer, recipe: Recipe, run: RunDirectory) -> None:
     """The model in its final dtype, or the adapter; there is a `final` only when it is whole."""
-    if recipe.model.save_dtype is not None and recipe.lora is None:
+    if recipe.adapter is not None and recipe.adapter.merge:
+        trainer.trained = trainer.trained.merge_and_unload()  # type: ignore[operator]
+    if recipe.model.save_dtype is not None and not isinstance(trainer.trained, PeftModel):
         trainer.trained.to(getattr(torch, recipe.model.save_dtype))
     trainer.publish_model(run.result.name)
 

@@ -19,6 +19,7 @@ Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 DataType = Literal["float32", "bfloat16", "float16"]
+Preset = Literal["lora", "longlora", "longlora-norms", "full"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -59,6 +60,7 @@ class PatchRecipe:
     factor: Annotated[float, Field(ge=1)] = 4.0
     original_max_position_embeddings: Count | None = None  #: for configs that do not say it
     part: Literal["both", "encoder", "decoder"] = "both"  #: of an encoder–decoder model
+    replace: bool = False  #: put it in the place of scaling that the checkpoint has
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,15 +71,41 @@ class PatchRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class LoraRecipe:
-    """A low-rank adapter (arXiv 2106.09685), with LongLoRA's trainable extras (arXiv 2309.12307)."""
+class Stage:
+    """Some steps of a run with a length or a patch of their own; what is not given stays."""
 
+    steps: Count
+    length: Annotated[int, Field(ge=2)] | None = None  #: data.length when not given
+    factor: Annotated[float, Field(ge=1)] | None = None  #: patch.factor when not given
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  #: change patch.options
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LoraRecipe:
+    """A low-rank adapter (arXiv 2106.09685), with LongLoRA's trainable extras (arXiv 2309.12307).
+
+    A preset says which weights train; `targets`, `train_embeddings` and `train_norms` change it.
+    """
+
+    preset: Preset = "lora"  #: see training/lora.py; full: all weights, without an adapter
     r: Count = 16
     alpha: Count = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Literal["attention", "mlp", "all"] = "all"  #: which projections get an adapter
-    train_embeddings: bool = False
-    train_norms: bool = False
+    targets: Literal["attention", "mlp", "all"] | None = None  #: projections that get an adapter
+    train_embeddings: bool | None = None
+    train_norms: bool | None = None
+    dora: bool = False  #: magnitudes apart from directions (arXiv 2402.09353)
+    rslora: bool = False  #: scaled by alpha/√r instead of alpha/r (arXiv 2312.03732)
+    merge: bool = False  #: save the whole model with the adapter merged into it
+
+    def __post_init__(self) -> None:
+        changed = [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name != "preset" and getattr(self, field.name) != field.default
+        ]
+        if self.preset == "full" and changed:
+            raise ValueError(f"preset full has no adapter; leave out {', '.join(changed)}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -113,31 +141,45 @@ class DataRecipe:
             raise ValueError(f"takes either source or dataset; found both, source {self.source}")
         if self.files and (self.dataset is not None or self.source == "stdlib"):
             raise ValueError("files chooses from a directory; name that in source")
-        if self.packing is not None:
-            self._check_packing(self.packing)
-        if self.positions is not None:
-            self.positions.check(self.length)
-        if self.target_length is None:
-            return
-        if self.target_length >= self.length:
+        if self.packing is not None and self.positions is not None:
             raise ValueError(
-                f"target_length ({self.target_length}) leaves nothing of length ({self.length}) "
-                "to the encoder"
+                "positions skips in windows of single documents, packing joins several; take one"
             )
-        if self.mixture.need_keys:
+        if self.packing is not None and self.target_length is not None:
+            raise ValueError("packing is for causal models; with target_length, leave it out")
+        if self.target_length is not None and self.mixture.need_keys:
             raise ValueError(
                 "retrieval and drills are for causal models; with target_length, set "
                 "mixture.retrieval and mixture.drill_phase to 0"
             )
 
-    def _check_packing(self, packing: Packing) -> None:
-        packing.check(self.length)
+    def check(self, length: int) -> None:
+        """Raise ValueError or ConfigError for sequences of `length` tokens."""
         if self.positions is not None:
+            self.positions.check(length)
+        if self.packing is not None:
+            self.packing.check(length)
+        if self.target_length is not None and self.target_length >= length:
             raise ValueError(
-                "positions skips in windows of single documents, packing joins several; take one"
+                f"data.target_length ({self.target_length}) leaves nothing of length ({length}) "
+                "to the encoder"
             )
-        if self.target_length is not None:
-            raise ValueError("packing is for causal models; with target_length, leave it out")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ShiftedAttention:
+    """S² attention (LongLoRA, arXiv 2309.12307, §3.2) in training, all of it in evaluation."""
+
+    group: Annotated[int, Field(ge=2, multiple_of=2)]  #: tokens that see each other
+    shift: bool = True  #: half of the heads by half a group; without it nothing crosses a border
+
+    def check(self, length: int) -> None:
+        """Raise ValueError for sequences that are not made of whole groups."""
+        if length > self.group and length % self.group:
+            raise ValueError(
+                f"length ({length}) must be a multiple of training.shifted_attention.group "
+                f"({self.group})"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -160,6 +202,7 @@ class TrainingRecipe:
     bf16: bool = False  #: autocast
     torch_compile: bool = False
     gradient_checkpointing: bool = False
+    shifted_attention: ShiftedAttention | None = None
     chunked_loss: bool = False  #: never hold all logits; see training/chunked_loss.py
     threads: Count | None = None  #: torch.set_num_threads
     save_steps: Count = 100

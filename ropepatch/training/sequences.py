@@ -1,9 +1,11 @@
 """The sequences that a recipe trains on, and how many of them."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import PreTrainedTokenizerBase
 
 from ropepatch.corpus import Corpus, RetrievalVocabulary, standard_library, text_files
@@ -17,8 +19,10 @@ from ropepatch.training.token_cache import Tell, stored_tokens
 
 
 def tokens_per_step(recipe: Recipe) -> int:
-    """Tokens in one optimizer step, on one device."""
-    return _sequences_per_step(recipe) * recipe.data.length
+    """Tokens in one optimizer step, on one device; the mean over the run where stages differ."""
+    steps = [stage.steps for stage in recipe.stages] or [recipe.training.max_steps]
+    tokens = sum(count * length for count, length in zip(steps, recipe.lengths, strict=True))
+    return _sequences_per_step(recipe) * tokens // recipe.training.max_steps
 
 
 def _sequences_per_step(recipe: Recipe) -> int:
@@ -41,8 +45,30 @@ def training_data(
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase,
     tell: Tell | None = None,
-) -> TrainingMixture:
+) -> Dataset[dict[str, Tensor]]:
     """As many sequences as the run takes, in the order in which it takes them."""
+    mixtures = training_mixtures(recipe, corpus, tokenizer, tell)
+    if not recipe.stages:
+        return mixtures[0]
+    ends = stage_ends(recipe)
+    # Of each mixture its own part, so that no sequence comes twice.
+    parts = zip(mixtures, [0, *ends], ends, strict=False)
+    return ConcatDataset([Subset(mixture, range(start, end)) for mixture, start, end in parts])
+
+
+def stage_ends(recipe: Recipe) -> list[int]:
+    """The first sequence after each stage; of a run without stages, how many there are."""
+    steps = [stage.steps for stage in recipe.stages] or [recipe.training.max_steps]
+    return [*accumulate(count * _sequences_per_step(recipe) for count in steps)]
+
+
+def training_mixtures(
+    recipe: Recipe,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    tell: Tell | None = None,
+) -> list[TrainingMixture]:
+    """The sequences of the whole run, in the length of every stage."""
     shares = recipe.data.mixture
     vocabulary = (
         RetrievalVocabulary.from_tokenizer(tokenizer)
@@ -50,15 +76,18 @@ def training_data(
         else RetrievalVocabulary(keys=(), values=())
     )
     documents = stored_tokens(corpus, tokenizer, max_tokens=_max_tokens(recipe), tell=tell)
-    return TrainingMixture(
-        _text(recipe.data, documents),
-        vocabulary,
-        len(tokenizer),
-        samples=recipe.training.max_steps * _sequences_per_step(recipe),
-        seed=recipe.data.seed,
-        shares=shares,
-        target_length=recipe.data.target_length,
-    )
+    return [
+        TrainingMixture(
+            _text(recipe.data, documents, length),
+            vocabulary,
+            len(tokenizer),
+            samples=recipe.training.max_steps * _sequences_per_step(recipe),
+            seed=recipe.data.seed,
+            shares=shares,
+            target_length=recipe.data.target_length,
+        )
+        for length in recipe.lengths
+    ]
 
 
 def _max_tokens(recipe: Recipe) -> int | None:
@@ -69,9 +98,9 @@ def _max_tokens(recipe: Recipe) -> int | None:
     return recipe.data.max_tokens
 
 
-def _text(recipe: DataRecipe, documents: Sequence[Tensor]) -> TextSource:
+def _text(recipe: DataRecipe, documents: Sequence[Tensor], length: int) -> TextSource:
     if recipe.packing is not None:
-        return Packs(documents, recipe.length, recipe.packing)
+        return Packs(documents, length, recipe.packing)
     if recipe.positions is not None:
-        return SkippingWindows(documents, recipe.length, recipe.positions)
-    return Windows(documents, recipe.length)
+        return SkippingWindows(documents, length, recipe.positions)
+    return Windows(documents, length)

@@ -1,0 +1,115 @@
+"""Curricula: lengths and patches that change during a run, and runs that go on in the middle."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import LENGTH, extension_tree, pretraining, pretraining_tree
+from transformers import TrainerCallback
+
+from ropepatch import load_pretrained, patch_info
+from ropepatch.errors import ConfigError
+from ropepatch.training.recipe import parse_recipe
+from ropepatch.training.run_directory import RunDirectory
+from ropepatch.training.runner import TrainingInterrupted, prepare, train
+
+STAGES = [
+    {"steps": 2, "length": 2 * LENGTH, "factor": 2},
+    {"steps": 3, "factor": 3},
+    {"steps": 1, "options": {"beta_fast": 16.0}},
+]
+
+
+class Watch(TrainerCallback):
+    """Notes what the model is patched with while each step is made."""
+
+    def __init__(self, stop_before=None):
+        self.seen = {}
+        self.stop_before = stop_before
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        info = patch_info(model)
+        self.seen[state.global_step] = (info.factor, info.options["beta_fast"])
+        if state.global_step == self.stop_before:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return train(pretraining(tmp_path_factory.mktemp("base"))).directory
+
+
+def staged(root, base, **changes):
+    tree = extension_tree(root, base)
+    tree["stages"] = STAGES
+    tree["data"]["length"] = 3 * LENGTH
+    tree["output_dir"] = str(root / "staged")
+    return parse_recipe({**tree, **changes})
+
+
+def test_every_stage_trains_with_its_own_patch(tmp_path, base):
+    watch = Watch()
+    train(staged(tmp_path, base), callbacks=[watch])
+    by_hand = {1: (2, 32), 2: (2, 32), 3: (3, 32), 4: (3, 32), 5: (3, 32), 6: (4, 16)}
+    assert watch.seen == by_hand
+
+
+def test_the_result_carries_the_patch_of_the_last_stage(tmp_path, base):
+    info = patch_info(load_pretrained(train(staged(tmp_path, base)).directory))
+    assert (info.factor, info.options["beta_fast"]) == (4, 16)
+
+
+def test_every_stage_trains_sequences_of_its_own_length(tmp_path, base):
+    recipe = staged(tmp_path, base)
+    trainer = prepare(recipe, RunDirectory(recipe))
+    lengths = [batch["input_ids"].shape for batch in trainer.get_train_dataloader()]
+    # Two batches of two for every step.
+    assert lengths == [(2, 2 * LENGTH)] * 4 + [(2, 3 * LENGTH)] * 8
+
+
+def test_no_sequence_comes_twice(tmp_path, base):
+    recipe = staged(tmp_path, base)
+    trainer = prepare(recipe, RunDirectory(recipe))
+    rows = [tuple(item["input_ids"].tolist()) for item in trainer.train_dataset]
+    assert len(set(rows)) == len(rows) == 24
+    assert all(one[:32] != other[:32] for one, other in pairwise(rows))
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_resumed_curriculum_ends_with_the_weights_of_an_undisturbed_one(tmp_path, base, step):
+    recipe, other = staged(tmp_path, base), staged(tmp_path, base, output_dir=str(tmp_path / "b"))
+    with pytest.raises(TrainingInterrupted):
+        train(recipe, callbacks=[Watch(stop_before=step)])
+    first, second = (
+        load_file(train(each).directory / "adapter_model.safetensors") for each in (recipe, other)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([{"steps": 5}], "add up to 5, but training.max_steps is 6"),
+        ([{"steps": 6, "options": {"beta": 1}}], "beta"),
+        ([{"steps": 6, "lenght": 64}], r"unknown key stages\.0\.lenght; did you mean length"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(tmp_path, base, stages, message):
+    with pytest.raises(ConfigError, match=message):
+        staged(tmp_path, base, stages=stages)
+
+
+def test_a_stage_longer_than_its_factor_reaches_is_refused(tmp_path, base):
+    stages = [{"steps": 3, "length": 3 * LENGTH, "factor": 2}, {"steps": 3}]
+    with pytest.raises(
+        ConfigError, match=r"trains 96 tokens, but patch\.factor 2 over 32 is for 64"
+    ):
+        train(staged(tmp_path, base, stages=stages))
+
+
+def test_stages_that_change_a_patch_need_one(tmp_path):
+    tree = pretraining_tree(tmp_path)
+    tree["stages"] = [{"steps": 6, "factor": 2}]
+    with pytest.raises(ConfigError, match="give patch, too"):
+        parse_recipe(tree)
