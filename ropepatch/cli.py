@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ropepatch import __version__
+from ropepatch.arguments import parse_arguments, parse_options
 from ropepatch.errors import ConfigError, ProcessError, RopepatchError
 
 if TYPE_CHECKING:
@@ -29,12 +30,13 @@ _MULTIPLES = (1, 2, 4, 8)  #: of the trained length, for `eval`
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
-    options = _build_parser().parse_args(arguments)
+    options = parse_arguments(_build_parser(), arguments)
     command: Command = options.command
     try:
         with warnings.catch_warnings():
             # What one library has to tell another is nothing that a user can act on.
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.showwarning = _show_warning
             command(options)
     except RopepatchError as error:
         if not isinstance(error, ProcessError):
@@ -45,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"ropepatch: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"ropepatch: {message}", file=sys.stderr)
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -113,6 +119,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="such as training.max_steps=10"
     )
+    parser.add_argument(
+        "--preview", action="store_true", help="show three sequences of the data, and do no more"
+    )
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +173,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 def patch(options: argparse.Namespace) -> None:
     """Patch, verify, save."""
-    method_options = _parse_options(options.set)
+    method_options = parse_options(options.set)
     model = _open_model(options.model)
 
     from ropepatch import patch_info, patch_model, save_pretrained, verify
@@ -193,34 +202,22 @@ def patch(options: argparse.Namespace) -> None:
         print(note)
 
 
-def _parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """`["beta_fast=16"]` → `{"beta_fast": 16}`; values are YAML."""
-    import yaml
-
-    options = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            raise ConfigError(f"--set takes OPTION=VALUE; found {text!r}")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {key}: {value!r} is not a YAML value") from None
-    return options
-
-
 def train(options: argparse.Namespace) -> None:
     """Train with a progress bar and say where the result lies."""
     from ropepatch.training.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, tuple(options.overrides))
+    if options.preview:
+        from ropepatch.training.preview import show_preview
+
+        return show_preview(recipe, options.recipe.stem)
 
     from ropepatch.terminal import duration
     from ropepatch.training.progress import TerminalProgress
     from ropepatch.training.runner import train as run
 
     with TerminalProgress(options.recipe.stem) if _IS_FIRST else nullcontext() as progress:
-        result = run(recipe, progress)
+        result = run(recipe, progress, tell=progress.tell if progress else None)
     if not _IS_FIRST:
         return
     if result.loss is None:

@@ -20,6 +20,7 @@ RopepatchError
 │   └── BaseMismatchError (ValueError)              an adapter meets a base with another patch
 ├── ConfigError (ValueError)                        a recipe or command line with mistakes
 ├── DataError (ValueError)                          text or tokens that cannot be used
+│   └── TokenCacheError (OSError)                   tokens cannot be kept on the disk
 └── ProcessError (RuntimeError)                     another process of the run failed, and says why
 """
 
@@ -102,6 +103,10 @@ class ConfigError(RopepatchError, ValueError):
 
 class DataError(RopepatchError, ValueError):
     """Text or tokens cannot be used as asked."""
+
+
+class TokenCacheError(DataError, OSError):
+    """Tokens cannot be kept where they would be found again."""
 
 
 class ProcessError(RopepatchError, RuntimeError):

@@ -51,6 +51,10 @@ class ProgressDisplay:
         if not self.console.is_terminal and self._due(share):
             print(status if line is None else line, file=sys.stderr)
 
+    def tell(self, status: str) -> None:
+        """Tell what is prepared before the work starts."""
+        self.show(0.0, status)
+
     def _due(self, share: float) -> bool:
         """Whether a line is wanted now; if so, the wait for the next one begins."""
         now, shown = time.monotonic(), (self.title, share)

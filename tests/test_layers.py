@@ -32,6 +32,7 @@ LAYERS = (
     "training",
     "description",
     "demo",
+    "arguments",
     "cli",
     "__main__",
 )

@@ -78,7 +78,7 @@ DOCUMENT = torch.arange(1000, 1400)
 def test_text_of_pose_stands_where_its_positions_say():
     text = SkippingWindows([DOCUMENT], 32, Skips(target=128, chunks=3))
     for seed in range(20):
-        tokens, scored, columns = text.draw(np.random.default_rng(seed))
+        tokens, scored, columns, _ = text.draw(np.random.default_rng(seed))
         positions = columns["position_ids"]
         assert (tokens - positions == tokens[0]).all()
         # The first token behind a gap follows from nothing.
@@ -88,7 +88,7 @@ def test_text_of_pose_stands_where_its_positions_say():
 
 def test_text_of_random_positions_is_one_piece():
     text = SkippingWindows([DOCUMENT], 32, Skips(kind="random", target=128))
-    tokens, scored, columns = text.draw(np.random.default_rng(0))
+    tokens, scored, columns, _ = text.draw(np.random.default_rng(0))
     assert (np.diff(tokens) == 1).all()
     assert scored.all()
     assert (np.diff(columns["position_ids"]) > 1).any()

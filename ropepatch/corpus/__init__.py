@@ -2,12 +2,12 @@
 
 from ropepatch.corpus.documents import (
     HELD_OUT_MODULES,
+    Corpus,
     Document,
     Split,
-    load_documents,
-    read_documents,
     standard_library,
 )
+from ropepatch.corpus.files import load_documents, read_documents, text_files
 from ropepatch.corpus.retrieval import (
     RetrievalPrompt,
     RetrievalVocabulary,
@@ -18,6 +18,7 @@ from ropepatch.corpus.tokenizer import encode, train_tokenizer
 
 __all__ = [
     "HELD_OUT_MODULES",
+    "Corpus",
     "Document",
     "RetrievalPrompt",
     "RetrievalVocabulary",
@@ -28,5 +29,6 @@ __all__ = [
     "retrieval_prompt",
     "retrieval_sequence",
     "standard_library",
+    "text_files",
     "train_tokenizer",
 ]

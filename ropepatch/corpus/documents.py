@@ -1,4 +1,4 @@
-"""Whole documents: the sources of Python's standard library, or the reader's own text files.
+"""Whole documents, and those that every machine has: the sources of Python's standard library.
 
 The standard library is on every machine that runs this package, it is long, and it reuses names
 over thousands of tokens, so a longer context pays. Documents stay whole and keep their names:
@@ -6,7 +6,8 @@ statistics resample documents, and no window is ever stitched from two of them.
 """
 
 import sysconfig
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -71,6 +72,7 @@ HELD_OUT_MODULES: tuple[str, ...] = (
 _EXCLUDED_PACKAGES = frozenset(
     {"site-packages", "dist-packages", "encodings", "lib2to3", "distutils", "_bundled"}
 )
+_SHOWN = 3  #: names of what is left out
 #: Written by the build: names the directories of one machine.
 _GENERATED_PREFIX = "_sysconfigdata"
 
@@ -81,6 +83,58 @@ class Document:
 
     name: str
     text: str
+
+
+class Corpus(Iterable[Document]):
+    """Documents that are read anew each time, so that they need not fit in memory.
+
+    `read` yields the name of what it finds no text in; that is left out, which is said once.
+    """
+
+    def __init__(
+        self, name: str, read: Callable[[], Iterator[Document | str]], identity: str | None = None
+    ) -> None:
+        self.name = name
+        self.read = read
+        self.identity = identity  #: of contents that are not read whole to tell them from others
+        self._said = False
+
+    def __iter__(self) -> Iterator[Document]:
+        """Raises DataError at the end if there was no document."""
+        found, left_out = 0, _LeftOut()
+        for item in self.read():
+            if isinstance(item, Document):
+                found += 1
+                yield item
+            else:
+                left_out.add(item)
+        if not found:
+            raise DataError(f"{self.name} has no text{left_out.summary(' in ')}; put text into it")
+        if left_out.count and not self._said:
+            self._said = True
+            total = found + left_out.count
+            warnings.warn(
+                f"{self.name}: {left_out.count} of {total} are left out, as they have no text"
+                f"{left_out.summary(': ')}",
+                stacklevel=2,
+            )
+
+
+class _LeftOut:
+    """How many had no text, and the names of some."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.names: list[str] = []
+
+    def add(self, name: str) -> None:
+        self.count += 1
+        if len(self.names) < _SHOWN:
+            self.names.append(name)
+
+    def summary(self, before: str) -> str:
+        more = ["…"] if self.count > len(self.names) else []
+        return before + ", ".join(self.names + more) if self.names else ""
 
 
 def standard_library(split: Split) -> list[Document]:
@@ -101,26 +155,6 @@ def standard_library(split: Split) -> list[Document]:
             f"{split} split; pass the path of a text file or of a directory of text files instead"
         )
     return sorted(documents, key=lambda document: document.name)
-
-
-def read_documents(path: Path) -> list[Document]:
-    """A text file as one document, or every file below a directory as one each, sorted by name.
-
-    Raises DataError for a path that holds no files, and for a file that is not UTF-8 text.
-    """
-    if not path.exists():
-        raise DataError(f"no file or directory at {path}; check the path")
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    readable = [file for file in files if file.is_file() and not _hidden(file, path)]
-    if not readable:
-        raise DataError(f"the directory {path} holds no files; put text files into it")
-    root = path.parent if path.is_file() else path
-    return [Document(file.relative_to(root).as_posix(), _read_text(file)) for file in readable]
-
-
-def load_documents(source: str, split: Split) -> list[Document]:
-    """The `stdlib` corpus's split, or all documents at a path, which has no splits of its own."""
-    return standard_library(split) if source == "stdlib" else read_documents(Path(source))
 
 
 def _library_directory() -> Path:
@@ -154,28 +188,3 @@ def _tests_held_out(name: str) -> bool:
     names = {module.replace(".", "_") for module in HELD_OUT_MODULES}
     leaves = {module.rpartition(".")[2] for module in HELD_OUT_MODULES}
     return bool(subjects & (names | leaves))
-
-
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}; check its permissions"
-        ) from error
-    if b"\0" in content:
-        raise DataError(f"{path} is binary (it holds NUL bytes); only UTF-8 text can be read")
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 text (byte {error.start} does not decode); convert it first, for "
-            "example with iconv -t utf-8"
-        ) from error
-    if not text.strip():
-        raise DataError(f"{path} is empty; remove it or put text into it")
-    return text

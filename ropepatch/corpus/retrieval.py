@@ -149,5 +149,5 @@ def random_window(text: Tensor, length: int, rng: np.random.Generator) -> NDArra
             "documents or use a shorter length"
         )
     start = int(rng.integers(len(text) - length + 1))
-    window: NDArray[np.int64] = text[start : start + length].numpy()
+    window: NDArray[np.int64] = text[start : start + length].long().numpy()
     return window

@@ -72,6 +72,10 @@ class TrainingMixture(Dataset[dict[str, Tensor]]):
     shares: Shares = field(kw_only=True, default_factory=Shares)
     target_length: int | None = field(kw_only=True, default=None)
 
+    def __post_init__(self) -> None:
+        if self.shares.retrieval > 0:
+            self.text.document(np.random.default_rng(self.seed))  # says now if there is none
+
     @property
     def length(self) -> int:
         """Tokens in a sequence."""
@@ -83,14 +87,15 @@ class TrainingMixture(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < self.samples:
             raise IndexError(f"sequence {index} of a mixture of {self.samples}")
-        tokens, scored, columns = self._sequence(index)
+        tokens, scored, columns, _ = self.sequence(index)
         labels = np.where(scored, tokens, IGNORED)
         if self.target_length is not None:
             tokens, labels = tokens[: -self.target_length], labels[-self.target_length :]
         item = {"input_ids": tokens, "labels": labels, **columns}
         return {name: torch.from_numpy(values) for name, values in item.items()}
 
-    def _sequence(self, index: int) -> Text:
+    def sequence(self, index: int) -> Text:
+        """What `index` stands for, before it is cut for an encoder."""
         rng = np.random.default_rng((self.seed, index))
         in_drill_phase = index < self.shares.drill_phase * self.samples
         if in_drill_phase and rng.random() < self.shares.drills:
@@ -100,7 +105,7 @@ class TrainingMixture(Dataset[dict[str, Tensor]]):
             return Text(*self._retrieval(rng), self.text.columns(rng))
         text = self.text.draw(rng)
         if kind < self.shares.retrieval + self.shares.repeats:
-            _repeat_segment(text.tokens, rng)
+            _repeat_segment(_longest_piece(text), rng)
         return text
 
     def _retrieval(self, rng: np.random.Generator) -> tuple[IntArray, BoolArray]:
@@ -140,6 +145,12 @@ class TrainingMixture(Dataset[dict[str, Tensor]]):
         period = _log_uniform(*_DRILL_PERIOD, rng)
         block = alphabet[rng.integers(len(alphabet), size=period)]
         return np.resize(block, self.length), np.arange(self.length) >= period
+
+
+def _longest_piece(text: Text) -> IntArray:
+    """A view: what stands in another document is not seen from there."""
+    pieces = np.split(text.tokens, text.starts[1:])
+    return max(pieces, key=len)
 
 
 def _repeat_segment(window: IntArray, rng: np.random.Generator) -> None:

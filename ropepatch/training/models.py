@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import textwrap
+from collections.abc import Iterable
 
 import torch
 from peft import PeftModel
@@ -22,6 +23,7 @@ from ropepatch.corpus import Document, train_tokenizer
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.methods.registry import method_class
 from ropepatch.patch import patch_info, patch_model
+from ropepatch.training.borders import check_borders
 from ropepatch.training.induction import add_induction_circuit
 from ropepatch.training.lm_loss import use_chunked_loss
 from ropepatch.training.lora import add_lora
@@ -34,7 +36,7 @@ from ropepatch.training.sparse_attention import use_sparse_attention
 _LONGEST_REASON = 300  #: characters of an error of transformers, which may list all its models
 
 
-def load_tokenizer(recipe: Recipe, documents: list[Document]) -> PreTrainedTokenizerBase:
+def load_tokenizer(recipe: Recipe, documents: Iterable[Document]) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer, or one trained on the documents."""
     if recipe.model.path is not None:
         return open_tokenizer(recipe.model.path)
@@ -65,6 +67,8 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         use_sparse_attention(model, shifted.group, shift=shifted.shift)
     if recipe.training.chunked_loss:
         use_chunked_loss(model)
+    if recipe.data.packing is not None:
+        check_borders(model, recipe, recipe.data.packing)
     return model if recipe.adapter is None else add_lora(model, recipe.adapter)
 
 

@@ -47,6 +47,19 @@ class Recipe:
             self.data.check(length)
             if self.training.shifted_attention is not None:
                 self.training.shifted_attention.check(length)
+        self._check_data()
+
+    def _check_data(self) -> None:
+        dataset = self.data.dataset
+        if dataset is not None and dataset.streaming and self.model.path is None:
+            raise ValueError(
+                "model.config trains a tokenizer on all of the data, which data.dataset.streaming "
+                "does not read; use model.path, or leave streaming out"
+            )
+        if self.data.packing is not None and self.training.shifted_attention is not None:
+            raise ValueError(
+                "training.shifted_attention knows no borders of documents; leave data.packing out"
+            )
 
     def _check_stages(self) -> None:
         steps = sum(stage.steps for stage in self.stages)

@@ -8,11 +8,17 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import TrainerCallback, set_seed
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    default_data_collator,
+    set_seed,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from ropepatch.adapters.pretrained import pretrained_model
-from ropepatch.corpus import load_documents
 from ropepatch.errors import CheckpointError
 from ropepatch.terminal import quiet_transformers
 from ropepatch.training.distributed import refuse_devices, refuse_parts
@@ -33,8 +39,9 @@ from ropepatch.training.progress import (
 )
 from ropepatch.training.recipe import Recipe
 from ropepatch.training.run_directory import RunDirectory
-from ropepatch.training.sequences import tokens_per_step, training_data
+from ropepatch.training.sequences import open_corpus, tokens_per_step, training_data
 from ropepatch.training.stages import StageCallback
+from ropepatch.training.token_cache import Tell
 from ropepatch.training.trainer import RunTrainer, training_arguments
 
 
@@ -56,8 +63,12 @@ def train(
     recipe: Recipe,
     progress: ProgressSink | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    tell: Tell | None = None,
 ) -> TrainingResult:
-    """Run the recipe to its end, going on from the last good checkpoint in its output_dir."""
+    """Run the recipe to its end, going on from the last good checkpoint in its output_dir.
+
+    `progress` hears of every step, `tell` what is prepared before the first.
+    """
     run = RunDirectory(recipe)
     checkpoint = from_main(lambda: _open(run))
     if run.result.exists():
@@ -66,7 +77,7 @@ def train(
     with quiet_transformers():
         interrupts = InterruptCallback()
         with together():
-            trainer = prepare(recipe, run, progress, [*callbacks, interrupts])
+            trainer = prepare(recipe, run, progress, [*callbacks, interrupts], tell)
         with _explained(run), interrupts.listening():
             from_main(lambda: forget_metrics_after(run.metrics, _step_of(checkpoint)))
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -109,21 +120,22 @@ def prepare(
     run: RunDirectory,
     progress: ProgressSink | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    tell: Tell | None = None,
 ) -> RunTrainer:
     """The Trainer of a recipe, ready to start; raises for everything that can be wrong before."""
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     set_seed(recipe.training.seed)
-    documents = load_documents(recipe.data.source, recipe.data.split)
-    tokenizer = load_tokenizer(recipe, documents)
+    tokenizer, data = _sequences(recipe, tell)
     model = load_model(recipe, tokenizer)
-    data = training_data(recipe, documents, tokenizer)
     refuse_parts(recipe.distributed, model, data)
     is_main = processes().is_main_process
     trainer = RunTrainer(
         model=model,
         args=training_arguments(recipe.training, recipe.output_dir, recipe.distributed),
         train_dataset=data,
+        # The tokenizer's own would add a mask of ones, which lets packed documents see each other.
+        data_collator=default_data_collator,
         tokenizer=tokenizer,
         callbacks=[*([MetricsCallback(run.metrics)] if is_main else []), *callbacks],
         run=run,
@@ -135,6 +147,23 @@ def prepare(
     if progress is not None and is_main:
         trainer.add_callback(ProgressCallback(progress, tokens_per_step(recipe)))
     return trainer
+
+
+def _sequences(
+    recipe: Recipe, tell: Tell | None
+) -> tuple[PreTrainedTokenizerBase, Dataset[dict[str, Tensor]]]:
+    """The tokenizer and the data; the main process goes first, the others find its tokens kept."""
+    made = []
+
+    def make() -> None:
+        corpus = open_corpus(recipe.data)
+        tokenizer = load_tokenizer(recipe, corpus)
+        made.append((tokenizer, training_data(recipe, corpus, tokenizer, tell)))
+
+    from_main(make)
+    if not made:
+        make()
+    return made[0]
 
 
 def _save_result(trainer: RunTrainer, recipe: Recipe, run: RunDirectory) -> None:

@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from ropepatch.errors import MethodError
 from ropepatch.methods import make_method
 from ropepatch.training.mixture import Shares
+from ropepatch.training.packing import Packing
 from ropepatch.training.skipped_positions import Skips
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -108,18 +109,44 @@ class LoraRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class DatasetRecipe:
+    """A dataset of the datasets library; every row is a document."""
+
+    path: str  #: a name on the Hub, or a directory, as for `load_dataset` or by `save_to_disk`
+    name: str | None = None  #: of the configuration, for datasets that have several
+    split: str = "train"
+    revision: str | None = None  #: of the Hub; pins what may change there
+    streaming: bool = False  #: download only as much as `max_tokens` needs
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataRecipe:
     """Which text, and how sequences are made of it."""
 
-    source: str = "stdlib"  #: "stdlib", or a text file or a directory of text files
-    split: Literal["train", "held_out"] = "train"
+    source: str = "stdlib"  #: "stdlib", a text or JSON Lines file, or a directory of such files
+    split: Literal["train", "held_out"] = "train"  #: of "stdlib"
+    files: list[str] = dataclasses.field(default_factory=list)  #: of a directory, such as "*.py"
+    dataset: DatasetRecipe | None = None  #: in place of source
+    text_field: str = "text"  #: of JSON Lines and datasets
+    max_tokens: Count | None = None  #: documents after these are not read; a stream: what is used
     length: Annotated[int, Field(ge=2)] = 256  #: tokens per sequence
     target_length: Count | None = None  #: encoder–decoder models: last tokens, for the decoder
     seed: Whole = 0
     mixture: Shares = dataclasses.field(default_factory=Shares)
     positions: Skips | None = None  #: PoSE and RandPos
+    packing: Packing | None = None  #: several documents in a sequence; None: windows of single ones
 
     def __post_init__(self) -> None:
+        if self.dataset is not None and self.source != "stdlib":
+            raise ValueError(f"takes either source or dataset; found both, source {self.source}")
+        if self.files and (self.dataset is not None or self.source == "stdlib"):
+            raise ValueError("files chooses from a directory; name that in source")
+        if self.packing is not None and self.positions is not None:
+            raise ValueError(
+                "positions skips in windows of single documents, packing joins several; take one"
+            )
+        if self.packing is not None and self.target_length is not None:
+            raise ValueError("packing is for causal models; with target_length, leave it out")
         if self.target_length is not None and self.mixture.need_keys:
             raise ValueError(
                 "retrieval and drills are for causal models; with target_length, set "
@@ -130,6 +157,8 @@ class DataRecipe:
         """Raise ValueError or ConfigError for sequences of `length` tokens."""
         if self.positions is not None:
             self.positions.check(length)
+        if self.packing is not None:
+            self.packing.check(length)
         if self.target_length is not None and self.target_length >= length:
             raise ValueError(
                 f"data.target_length ({self.target_length}) leaves nothing of length ({length}) "

@@ -22,12 +22,14 @@ class Text(NamedTuple):
     tokens: IntArray  #: (length,), free to be written to
     scored: BoolArray  #: (length,), tokens that what stands before them can predict
     columns: Columns = MappingProxyType({})  #: what else the model is given, such as position_ids
+    starts: tuple[int, ...] = (0,)  #: where a document begins, or a piece of one
 
 
 class TextSource(Protocol):
     """Draws sequences of text; all randomness comes from the generator."""
 
     length: int  #: tokens in a sequence
+    documents: Sequence[Tensor]  #: the tokens of each
 
     def draw(self, rng: np.random.Generator) -> Text:
         """One sequence."""
@@ -55,6 +57,7 @@ class Windows:
             raise DataError(
                 f"no document fills a sequence of {self.window} tokens, the longest of "
                 f"{len(windows)} has {longest}; use a shorter length or longer documents"
+                + (", or join several with data.packing" if self.window == length else "")
             )
         self._until = np.cumsum(windows)
 

@@ -1,0 +1,35 @@
+"""What argparse alone does not read of a command line."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from ropepatch.errors import ConfigError
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """The options; argparse takes overrides only where no option stands before them."""
+    options, rest = parser.parse_known_args(arguments)
+    if "overrides" in options and not any(text.startswith("-") for text in rest):
+        options.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """`["beta_fast=16"]` → `{"beta_fast": 16}`; values are YAML."""
+    import yaml
+
+    options = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--set takes OPTION=VALUE; found {text!r}")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {key}: {value!r} is not a YAML value") from None
+    return options
