@@ -210,17 +210,22 @@ def train(options: argparse.Namespace) -> None:
 
     recipe = load_recipe(options.recipe, tuple(options.overrides))
 
-    from ropepatch.terminal import duration
+    from ropepatch.evals import compare, print_table
+    from ropepatch.terminal import duration, told_warnings
     from ropepatch.training.progress import TerminalProgress
     from ropepatch.training.runner import train as run
 
-    with TerminalProgress(options.recipe.stem) as progress:
-        result = run(recipe, progress)
-    if result.loss is None:
-        print(f"this recipe was finished before: {result.directory}")
-    else:
+    with told_warnings(), TerminalProgress(options.recipe.stem) as progress:
+        result = run(recipe, progress, stage_progress=progress.measured)
+    if result.stages:
+        print_table(result.stages, [compare(result.stages[0], it) for it in result.stages[1:]])
+    if result.loss is not None:
         time = duration(result.seconds)
         print(f"{result.steps} steps, last loss {result.loss:.3f}, {time}: {result.directory}")
+    elif not result.stages:
+        print(f"this recipe was finished before: {result.directory}")
+    if recipe.evaluation is not None:
+        print(f"report: {result.directory.with_name('evaluation') / 'report.html'}")
 
 
 def measure(options: argparse.Namespace) -> None:

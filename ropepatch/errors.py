@@ -19,7 +19,10 @@ RopepatchError
 │   ├── SidecarError (ValueError)                   `ropepatch.json` is missing, damaged or was edited
 │   └── BaseMismatchError (ValueError)              an adapter meets a base with another patch
 ├── ConfigError (ValueError)                        a recipe or command line with mistakes
-└── DataError (ValueError)                          text or tokens that cannot be used
+├── DataError (ValueError)                          text or tokens that cannot be used
+└── NonFiniteError (FloatingPointError)             training came to a loss, gradient or weight that is no number
+
+RopepatchWarning (UserWarning)                      what a user should know, though it stops nothing
 """
 
 
@@ -101,3 +104,11 @@ class ConfigError(RopepatchError, ValueError):
 
 class DataError(RopepatchError, ValueError):
     """Text or tokens cannot be used as asked."""
+
+
+class NonFiniteError(RopepatchError, FloatingPointError):
+    """A loss, a gradient or a weight became NaN or infinite in training."""
+
+
+class RopepatchWarning(UserWarning):
+    """Something that a user should know, though it stops nothing."""

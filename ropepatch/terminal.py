@@ -3,14 +3,17 @@
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from transformers.utils import logging
+
+from ropepatch.errors import RopepatchWarning
 
 _SECONDS_BETWEEN_LINES = 15.0  #: where the output is a file and not a terminal
 _TELLING = 0.02  #: share of the work after which its pace says how long the rest takes
@@ -104,6 +107,23 @@ def silence_transformers() -> None:
     """No bars and warnings of transformers from now on."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+@contextmanager
+def told_warnings() -> Iterator[None]:
+    """Within the body, every RopepatchWarning is a line for the person at the terminal."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+        if issubclass(category, RopepatchWarning):
+            print(f"ropepatch: warning: {message}", file=sys.stderr)
+        else:
+            before(message, category, *where, **options)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RopepatchWarning)
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from ropepatch.errors import CheckpointError, ConfigError
+from ropepatch.errors import CheckpointError, ConfigError, RopepatchWarning
+from ropepatch.training.checkpoints import SUMS, seal
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.run_directory import RunDirectory
 
@@ -34,8 +35,9 @@ def write_checkpoint(run, step):
     checkpoint.mkdir()
     save_file({"weight": torch.zeros(100)}, checkpoint / "model.safetensors")
     (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    for name in ("optimizer.pt", "scheduler.pt"):
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         torch.save({"state": torch.zeros(100)}, checkpoint / name)
+    seal(checkpoint)
     return checkpoint
 
 

@@ -58,6 +58,7 @@ def pretraining_tree(root: Path, **training: Any) -> dict[str, Any]:
             "logging_steps": 1,
             **training,
         },
+        "evaluation": None,
         "output_dir": str(root / "run"),
     }
 

@@ -6,6 +6,7 @@ import textwrap
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
@@ -24,7 +25,7 @@ from ropepatch.training.lora import add_lora
 from ropepatch.training.mistakes import unknown_key
 from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.training.recipe import Recipe
-from ropepatch.training.sections import ModelRecipe, TokenizerRecipe
+from ropepatch.training.sections import ModelRecipe, PatchRecipe, TokenizerRecipe
 
 _LONGEST_REASON = 300  #: characters of an error of transformers, which may list all its models
 
@@ -41,7 +42,7 @@ def load_tokenizer(recipe: Recipe, documents: list[Document]) -> PreTrainedToken
 
 def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
     """The model of the recipe with its patch and adapter, trainable."""
-    model = _base_model(recipe.model, tokenizer)
+    model = base_model(recipe.model, tokenizer)
     rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     if len(tokenizer) > rows:
         raise DataError(
@@ -52,18 +53,25 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     if recipe.data.positions is not None:
         _check_positions(model, recipe)
     if recipe.patch is not None:
-        patch = recipe.patch
-        patch_model(
-            model,
-            method=patch.method,
-            factor=patch.factor,
-            original_max_position_embeddings=patch.original_max_position_embeddings,
-            part=patch.part,
-            **patch.options,
-        )
+        apply_patch(model, recipe.patch, recipe.patch.factor)
     if recipe.training.chunked_loss:
         use_chunked_loss(model)
     return model if recipe.lora is None else add_lora(model, recipe.lora)
+
+
+def apply_patch(
+    model: nn.Module, patch: PatchRecipe, factor: float, *, replace: bool = False
+) -> None:
+    """Patch a model as a recipe says, but with `factor`; with `replace` in the place of a patch it has."""
+    patch_model(
+        model,
+        method=patch.method,
+        factor=factor,
+        original_max_position_embeddings=patch.original_max_position_embeddings,
+        part=patch.part,
+        replace=replace,
+        **patch.options,
+    )
 
 
 def _check_target_length(recipe: Recipe, config: PreTrainedConfig) -> None:
@@ -91,7 +99,8 @@ def _check_positions(model: PreTrainedModel, recipe: Recipe) -> None:
         )
 
 
-def _base_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def base_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The checkpoint as it is, or a new model of random weights."""
     dtype = getattr(torch, recipe.dtype)
     if recipe.path is None:
         new = _new_model(dict(recipe.config or {}), tokenizer, dtype)

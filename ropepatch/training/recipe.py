@@ -13,6 +13,7 @@ from ropepatch.training.mistakes import explain, list_mistakes
 from ropepatch.training.sections import (
     STRICT,
     DataRecipe,
+    EvaluationRecipe,
     LoraRecipe,
     ModelRecipe,
     PatchRecipe,
@@ -30,12 +31,42 @@ class Recipe:
     data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
     patch: PatchRecipe | None = None
     lora: LoraRecipe | None = None
+    #: before and after; null for none
+    evaluation: EvaluationRecipe | None = dataclasses.field(default_factory=EvaluationRecipe)
 
     def __post_init__(self) -> None:
         if self.lora is not None and self.model.path is None:
             raise ValueError("lora needs model.path: an adapter of random weights is of no use")
         if self.lora is not None and self.training.embedding_learning_rate is not None:
             raise ValueError("training.embedding_learning_rate is for whole models, not for lora")
+        if self.evaluation is not None:
+            self._check_evaluation(self.evaluation)
+
+    def _check_evaluation(self, evaluation: EvaluationRecipe) -> None:
+        if evaluation.factors and self.patch is None:
+            raise ValueError("evaluation.factors are other factors of patch, which is missing")
+        if self.patch is not None and self.patch.factor in evaluation.factors:
+            raise ValueError(
+                f"evaluation.factors repeat {self.patch.factor:g}, which is measured in any case"
+            )
+        if evaluation.source is None and self.data.source != "stdlib":
+            raise ValueError(
+                "evaluation needs text that is not trained on, and data.source "
+                f"({self.data.source}) sets none apart; give evaluation.source, or evaluation: null "
+                "to measure nothing"
+            )
+        if self._trains_on(evaluation.source or "stdlib"):
+            raise ValueError(
+                f"evaluation.source ({evaluation.source or 'stdlib'}) is trained on; give other "
+                "text, or evaluation: null to measure nothing"
+            )
+
+    def _trains_on(self, source: str) -> bool:
+        """Whether text to measure on (of stdlib, the held-out split) is among that of `data`."""
+        if "stdlib" in (source, self.data.source):
+            return source == self.data.source and self.data.split == "held_out"
+        trained, measured = Path(self.data.source).resolve(), Path(source).resolve()
+        return measured.is_relative_to(trained) or trained.is_relative_to(measured)
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -7,13 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate.utils import release_memory
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from ropepatch.checkpoint import write_sidecar
 from ropepatch.corpus import load_documents
-from ropepatch.errors import CheckpointError
+from ropepatch.errors import CheckpointError, NonFiniteError, RopepatchError
+from ropepatch.evals import Evaluation
 from ropepatch.terminal import quiet_transformers
+from ropepatch.training.before_after import StageSink, evaluate_run, is_evaluated, plan_run
+from ropepatch.training.checkpoints import step_of
+from ropepatch.training.environment import record_session
 from ropepatch.training.interrupts import InterruptCallback
+from ropepatch.training.loss_curve import LossCurveCallback, draw_loss_curve
 from ropepatch.training.models import load_model, load_tokenizer
 from ropepatch.training.progress import (
     MetricsCallback,
@@ -22,6 +29,7 @@ from ropepatch.training.progress import (
     forget_metrics_after,
 )
 from ropepatch.training.recipe import Recipe
+from ropepatch.training.reporters import logs_below, require_reporters
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.sequences import tokens_per_step, training_data
 from ropepatch.training.trainer import RunTrainer, training_arguments
@@ -39,30 +47,57 @@ class TrainingResult:
     steps: int
     loss: float | None  #: of the last logging step, nats per token; None if it was done before
     seconds: float  #: of this session
+    stages: tuple[Evaluation, ...] = ()  #: measured in this session; the trained model is the last
 
 
 def train(
     recipe: Recipe,
     progress: ProgressSink | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    stage_progress: StageSink | None = None,
 ) -> TrainingResult:
-    """Run the recipe to its end, going on from the last good checkpoint in its output_dir."""
+    """Run the recipe to its end, going on from the last good checkpoint in its output_dir.
+
+    Then measure what its `evaluation` says. A RopepatchWarning tells of damaged checkpoints.
+    """
+    require_reporters(recipe.training.report_to)
     run = RunDirectory(recipe)
     run.claim()
-    if run.result.exists():
-        return TrainingResult(run.result, recipe.training.max_steps, None, 0.0)
     started = time.perf_counter()
+    steps, loss = recipe.training.max_steps, None
+    stages: tuple[Evaluation, ...] = ()
     with quiet_transformers():
-        interrupts = InterruptCallback()
-        trainer = prepare(recipe, run, progress, [*callbacks, interrupts])
-        checkpoint = run.last_good_checkpoint()
-        with _explained(run), interrupts.listening():
-            forget_metrics_after(run.metrics, _step_of(checkpoint))
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            _save_result(trainer, recipe, run)
+        if not run.result.exists():
+            with logs_below(run.path / "logs", recipe.training.report_to):
+                steps, loss = _fit(recipe, run, progress, callbacks)
+        if not is_evaluated(recipe, run):
+            release_memory()  # the Trainer's, which the measured models may need
+            with _explained(run):
+                stages = evaluate_run(recipe, run, stage_progress)
+                draw_loss_curve(run.metrics, tokens_per_step(recipe), stages)
+    return TrainingResult(run.result, steps, loss, time.perf_counter() - started, stages)
+
+
+def _fit(
+    recipe: Recipe,
+    run: RunDirectory,
+    progress: ProgressSink | None,
+    callbacks: Sequence[TrainerCallback],
+) -> tuple[int, float]:
+    """Train and save the result; the steps done in all, and the last loss."""
+    interrupts = InterruptCallback()
+    trainer = prepare(recipe, run, progress, [*callbacks, interrupts])
+    checkpoint = run.last_good_checkpoint()
+    first_step = step_of(checkpoint) if checkpoint else 0
+    with _explained(run), interrupts.listening():
+        forget_metrics_after(run.metrics, first_step)
+        record_session(run.path / "environment.json", first_step)
+        write_sidecar(trainer.trained, run.path)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        draw_loss_curve(run.metrics, tokens_per_step(recipe))
+        _save_result(trainer, recipe, run)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    seconds = time.perf_counter() - started
-    return TrainingResult(run.result, trainer.state.global_step, losses[-1], seconds)
+    return trainer.state.global_step, losses[-1]
 
 
 @contextmanager
@@ -73,7 +108,13 @@ def _explained(run: RunDirectory) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise TrainingInterrupted(f"stopped; {run.kept()}; {again}") from None
-    except CheckpointError:
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"{error}; nothing of that step is kept, and {run.kept()}. The same recipe would come "
+            "to the same step again: look at the text of it, or lower training.learning_rate, "
+            "raise training.warmup_steps or leave out training.bf16, with another output_dir"
+        ) from None
+    except RopepatchError:
         raise
     except OSError as error:
         raise CheckpointError(
@@ -95,12 +136,18 @@ def prepare(
     documents = load_documents(recipe.data.source, recipe.data.split)
     tokenizer = load_tokenizer(recipe, documents)
     model = load_model(recipe, tokenizer)
+    if recipe.evaluation is not None:
+        plan_run(recipe, model, tokenizer)
     trainer = RunTrainer(
         model=model,
         args=training_arguments(recipe.training, recipe.output_dir),
         train_dataset=training_data(recipe, documents, tokenizer),
         tokenizer=tokenizer,
-        callbacks=[MetricsCallback(run.metrics), *callbacks],
+        callbacks=[
+            MetricsCallback(run.metrics),
+            LossCurveCallback(run.metrics, tokens_per_step(recipe)),
+            *callbacks,
+        ],
         run=run,
         embedding_learning_rate=recipe.training.embedding_learning_rate,
     )
@@ -115,7 +162,3 @@ def _save_result(trainer: RunTrainer, recipe: Recipe, run: RunDirectory) -> None
     if recipe.model.save_dtype is not None and recipe.lora is None:
         trainer.trained.to(getattr(torch, recipe.model.save_dtype))
     trainer.publish_model(run.result.name)
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.partition("-")[2]) if checkpoint else 0

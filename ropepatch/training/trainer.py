@@ -6,15 +6,17 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from ropepatch.checkpoint import save_pretrained, write_sidecar
+from ropepatch.training.checkpoints import seal
+from ropepatch.training.finite_trainer import FiniteTrainer
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.sections import TrainingRecipe
 
 
-class RunTrainer(Trainer):
+class RunTrainer(FiniteTrainer):
     """Writes each checkpoint aside and renames it: a crash leaves the one before."""
 
     def __init__(
@@ -36,6 +38,7 @@ class RunTrainer(Trainer):
 
     def publish_model(self, name: str) -> None:
         """Save the model and its tokenizer as a directory of the run."""
+        self.require_finite_weights()
         self.trained.config.use_cache = self.used_cache
         with self.run.publish(name) as staging:
             save_pretrained(self.trained, staging / name, self.tokenizer)
@@ -58,8 +61,11 @@ class RunTrainer(Trainer):
         return str(self.staging or self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with self.run.publish(f"checkpoint-{self.state.global_step}") as self.staging:
+        self.require_finite_weights()
+        name = f"checkpoint-{self.state.global_step}"
+        with self.run.publish(name) as self.staging:
             super()._save_checkpoint(model, trial)
+            seal(self.staging / name)
         self.staging = None
         rotate_checkpoints(str(self.run.path), save_total_limit=self.args.save_total_limit)
 
@@ -100,6 +106,7 @@ def training_arguments(recipe: TrainingRecipe, output_dir: str) -> TrainingArgum
         # Otherwise a NaN loss is logged as the average of the losses before it.
         logging_nan_inf_filter=False,
         report_to=recipe.report_to or "none",
+        run_name=Path(output_dir).name,
         disable_tqdm=True,
         use_cpu=not torch.accelerator.is_available(),
         # The mixture is random by index already: in order, a resumed run sees what it would have.
