@@ -20,7 +20,7 @@ RopepatchError
 │   └── BaseMismatchError (ValueError)              an adapter meets a base with another patch
 ├── ConfigError (ValueError)                        a recipe or command line with mistakes
 ├── DataError (ValueError)                          text or tokens that cannot be used
-└── NonFiniteError (FloatingPointError)             training came to a loss, gradient or weight that is no number
+└── NonFiniteError (FloatingPointError)             a loss, gradient or weight is NaN or infinite
 
 RopepatchWarning (UserWarning)                      what a user should know, though it stops nothing
 """

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 import yaml
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ropepatch.adapters.pretrained import pretrained_model, trained_length
 from ropepatch.checkpoint import load_pretrained
@@ -128,7 +128,7 @@ class _Measurement:
             trained = _on_device(open_model(str(self.run.result)))
         return before + self._after(trained)
 
-    def _before(self, base: PreTrainedModel) -> list[Evaluation]:
+    def _before(self, base: nn.Module) -> list[Evaluation]:
         patch = self.recipe.patch
         if patch is None:
             return [self._measure(base, "before training")]

@@ -41,6 +41,7 @@ class FiniteTrainer(Trainer):
 
     def require_finite_weights(self) -> None:
         """Raise NonFiniteError when a trained weight is not finite, so that it is never saved."""
+        assert self.model is not None
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
                 raise NonFiniteError(
@@ -48,7 +49,7 @@ class FiniteTrainer(Trainer):
                 )
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         # DeepSpeed has none to tell before its first step.
         if norm is not None and not math.isfinite(value := float(norm)):
             batches = self.args.gradient_accumulation_steps

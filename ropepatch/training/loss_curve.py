@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
@@ -17,6 +18,7 @@ from ropepatch.whole_files import write_whole
 _PANEL = (5.6, 3.6)  #: inches
 #: Okabe and Ito's colours, told apart by colour-blind readers too; markers differ besides.
 _COLOURS = ("#000000", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00")
+_SMOOTHED = 15  #: parts of the curve that are averaged over
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -55,8 +57,15 @@ def _losses(metrics: Path) -> list[tuple[int, float]]:
 
 def _draw_training(axes: Axes, losses: list[tuple[int, float]], tokens_per_step: int) -> None:
     steps, values = zip(*losses, strict=True)
-    # A line through one point is not seen.
-    axes.plot(steps, values, color=_COLOURS[2], marker="o" if len(steps) < 30 else "", markersize=3)
+    neighbours = len(values) // _SMOOTHED
+    blurred = neighbours > 1
+    # A line through one point is not seen without its marker.
+    axes.plot(steps, values, ".-", color=_COLOURS[2], alpha=0.4 if blurred else 1.0, label="logged")
+    if blurred:
+        mean = np.convolve(values, np.full(neighbours, 1 / neighbours), mode="valid")
+        middle = steps[neighbours // 2 :][: len(mean)]
+        axes.plot(middle, mean, color=_COLOURS[0], label=f"mean of {neighbours}")
+        axes.legend()
     axes.set_title("training")
     axes.set_xlabel(f"optimizer steps, {tokens_per_step:,} tokens each")
     axes.set_ylabel("loss, nats per token")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers.integrations import (
+from transformers.integrations import (  # type: ignore[attr-defined]
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
 )

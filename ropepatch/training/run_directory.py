@@ -49,11 +49,11 @@ class RunDirectory:
                 shutil.rmtree(leftover)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
+            self._claim_recipe(self.path / "recipe.yaml")
         except OSError as error:
             raise CheckpointError(
                 f"cannot write to output_dir {self.path}: {error.strerror}; choose another one"
             ) from None
-        self._claim_recipe(self.path / "recipe.yaml")
 
     def _claim_recipe(self, path: Path) -> None:
         # Through YAML, so that what is compared is what a file can hold.
