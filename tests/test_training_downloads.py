@@ -12,12 +12,11 @@ from ropepatch.training.pretrained import open_model, open_tokenizer
 class Answer:
     """As much of a response as errors of the Hub look at."""
 
-    headers: dict[str, str] = {}
-    request = None
-    text = ""
-
     def __init__(self, status_code):
         self.status_code = status_code
+        self.headers = {}
+        self.request = None
+        self.text = ""
 
 
 def transport_error():

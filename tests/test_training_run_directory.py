@@ -10,8 +10,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from ropepatch.errors import CheckpointError, ConfigError, RopepatchWarning
-from ropepatch.training.checkpoints import SUMS, seal
+from ropepatch.errors import CheckpointError, ConfigError
+from ropepatch.training.checkpoints import seal
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.run_directory import RunDirectory
 
