@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """In a line of its own, without the place in the code that a user did not write."""
     if _IS_FIRST:
-        print(f"ropepatch: {message}", file=sys.stderr)
+        print(f"ropepatch: warning: {message}", file=sys.stderr)
 
 
 def _build_parser() -> argparse.ArgumentParser:

@@ -180,7 +180,7 @@ def test_a_report_that_cannot_be_written_keeps_the_model(tmp_path, monkeypatch):
 def test_progress_names_every_stage_and_comes_to_its_end(tmp_path):
     told = []
     recipe = parse_recipe(with_evaluation(pretraining_tree(tmp_path, max_steps=1), tmp_path))
-    train(recipe, stage_progress=lambda label, share: told.append((label, share)))
+    train(recipe, measured=lambda label, share: told.append((label, share)))
     assert {label for label, _ in told} == {"trained"}
     assert told[-1][1] == 1.0
     assert [share for _, share in told] == sorted(share for _, share in told)

@@ -115,6 +115,7 @@ class RunTrainer(FiniteTrainer):
         return str(self.staging or self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.require_finite_weights()
         name = f"checkpoint-{self.state.global_step}"
         with self._published(name) as self.staging:
             super()._save_checkpoint(model, trial)
