@@ -11,7 +11,7 @@ from typing import Any
 
 import transformers
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -48,14 +48,19 @@ ADAPTER = ("adapter_*", SIDECAR)
 
 
 def save_pretrained(
-    model: nn.Module, directory: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
+    model: nn.Module,
+    directory: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    state_dict: dict[str, Tensor] | None = None,
 ) -> Path:
     """Save a model or PEFT adapter with its patch, and return the directory. Atomic.
 
     A static patch is written so that plain transformers gives the same logits; a length-dependent one so that
-    plain transformers refuses it. The tokenizer's `model_max_length` follows the new length. Raises
-    PatchVerificationError when the patch is not live, CheckpointError when the directory cannot be written;
-    what was there before is then still whole.
+    plain transformers refuses it. The tokenizer's `model_max_length` follows the new length. `state_dict` has
+    the whole weights of a model that itself has a part of them, as under FSDP. Raises PatchVerificationError
+    when the patch is not live, CheckpointError when the directory cannot be written; what was there before is
+    then still whole.
     """
     root = pretrained_model(model)
     if patch_info(model) is not None:
@@ -64,9 +69,9 @@ def save_pretrained(
     require_same_kind(Path(directory), is_adapter)
     with replaced_directory(Path(directory), instead_of=(*FULL_MODEL, *ADAPTER)) as written:
         if is_adapter:
-            save_adapter(model, written)
+            save_adapter(model, written, state_dict)
         else:
-            root.save_pretrained(written)
+            root.save_pretrained(written, state_dict=state_dict)
         if tokenizer is not None:
             save_tokenizer(tokenizer, written, trained_length(root))
     return Path(directory)
@@ -83,7 +88,7 @@ def require_same_kind(directory: Path, is_adapter: bool) -> None:
         )
 
 
-def save_adapter(model: Any, directory: Path) -> None:
+def save_adapter(model: Any, directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
     """A PEFT adapter with its sidecar. A local base is named by its full path, to be found from anywhere."""
     configs = list(model.peft_config.values())
     names = [config.base_model_name_or_path for config in configs]
@@ -91,7 +96,7 @@ def save_adapter(model: Any, directory: Path) -> None:
         if name and Path(name).is_dir():
             config.base_model_name_or_path = str(Path(name).resolve())
     try:
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, state_dict=state_dict)
     finally:
         for config, name in zip(configs, names, strict=True):
             config.base_model_name_or_path = name

@@ -4,16 +4,18 @@ Heavy imports happen inside of the commands, so that `--help` and mistakes answe
 """
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ropepatch import __version__
 from ropepatch.arguments import parse_arguments, parse_options
-from ropepatch.errors import ConfigError, RopepatchError
+from ropepatch.errors import ConfigError, ProcessError, RopepatchError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +24,7 @@ Command = Callable[[argparse.Namespace], None]
 
 USER_ERROR = 2
 INTERRUPTED = 130  #: what a shell reports for a program that Ctrl-C ended
+_IS_FIRST = os.environ.get("RANK", "0") == "0"  #: of what torchrun started; it tells how all goes
 _MULTIPLES = (1, 2, 4, 8)  #: of the trained length, for `eval`
 
 
@@ -36,10 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             command(options)
     except RopepatchError as error:
-        print(f"ropepatch: error: {error}", file=sys.stderr)
+        if not isinstance(error, ProcessError):
+            print(f"ropepatch: error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as interrupt:
-        print(f"ropepatch: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        if _IS_FIRST:
+            print(f"ropepatch: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -211,8 +216,10 @@ def train(options: argparse.Namespace) -> None:
     from ropepatch.training.progress import TerminalProgress
     from ropepatch.training.runner import train as run
 
-    with TerminalProgress(options.recipe.stem) as progress:
-        result = run(recipe, progress, tell=progress.tell)
+    with TerminalProgress(options.recipe.stem) if _IS_FIRST else nullcontext() as progress:
+        result = run(recipe, progress, tell=progress.tell if progress else None)
+    if not _IS_FIRST:
+        return
     if result.loss is None:
         print(f"this recipe was finished before: {result.directory}")
     else:

@@ -19,8 +19,9 @@ RopepatchError
 │   ├── SidecarError (ValueError)                   `ropepatch.json` is missing, damaged or was edited
 │   └── BaseMismatchError (ValueError)              an adapter meets a base with another patch
 ├── ConfigError (ValueError)                        a recipe or command line with mistakes
-└── DataError (ValueError)                          text or tokens that cannot be used
-    └── TokenCacheError (OSError)                   tokens cannot be kept on the disk
+├── DataError (ValueError)                          text or tokens that cannot be used
+│   └── TokenCacheError (OSError)                   tokens cannot be kept on the disk
+└── ProcessError (RuntimeError)                     another process of the run failed, and says why
 """
 
 
@@ -106,3 +107,7 @@ class DataError(RopepatchError, ValueError):
 
 class TokenCacheError(DataError, OSError):
     """Tokens cannot be kept where they would be found again."""
+
+
+class ProcessError(RopepatchError, RuntimeError):
+    """Another process of the same run failed; its own error says why."""

@@ -35,7 +35,8 @@ def test_shipped_recipes_are_valid(path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_open_with_the_command_that_runs_them(path):
     relative = path.relative_to(Path(__file__).parent.parent)
-    assert path.read_text(encoding="utf-8").startswith(f"# ropepatch train {relative}\n")
+    command = path.read_text(encoding="utf-8").splitlines()[0]
+    assert f"ropepatch train {relative}" in command.removeprefix("# ")
 
 
 def test_a_recipe_written_out_reads_back_as_itself():

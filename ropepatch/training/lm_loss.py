@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput  # type: ignore[attr-defined]
@@ -45,6 +46,8 @@ class ChunkedLossForward:
             shift_labels = F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
         hidden = self.model.get_decoder()(**arguments)[0]
         head = self.model.get_output_embeddings()
+        if isinstance(head, FSDPModule):
+            head.unshard()  # until FSDP adds up its gradient, at the end of the backward pass
         trained = [each for each in head.parameters() if each.requires_grad]
         logits = _LOGITS if hidden.device.type == "cpu" else _LOGITS_ELSEWHERE
         return chunked_cross_entropy(
@@ -59,7 +62,8 @@ class ChunkedLossForward:
     def logits(self, hidden: Tensor) -> Tensor:
         """What the model makes of hidden states."""
         config = self.model.config.get_text_config()
-        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        # Not by a call: FSDP's hooks would take the gradients of a chunk for those of the step.
+        logits: Tensor = self.model.get_output_embeddings().forward(hidden)
         logits = logits * getattr(config, "logit_scale", 1.0)  # Cohere
         logits = logits / getattr(config, "logits_scaling", 1.0)  # Granite
         cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3

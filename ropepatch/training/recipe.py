@@ -9,10 +9,12 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ropepatch.errors import ConfigError
+from ropepatch.methods.registry import method_class
 from ropepatch.training.mistakes import explain, list_mistakes
 from ropepatch.training.sections import (
     STRICT,
     DataRecipe,
+    DistributedRecipe,
     LoraRecipe,
     ModelRecipe,
     PatchRecipe,
@@ -32,6 +34,7 @@ class Recipe:
     patch: PatchRecipe | None = None
     lora: LoraRecipe | None = None
     stages: list[Stage] = dataclasses.field(default_factory=list)  #: see training/stages.py
+    distributed: DistributedRecipe = dataclasses.field(default_factory=DistributedRecipe)
 
     def __post_init__(self) -> None:
         if self.lora is not None and self.model.path is None:
@@ -39,6 +42,7 @@ class Recipe:
         if self.adapter is not None and self.training.embedding_learning_rate is not None:
             raise ValueError("training.embedding_learning_rate is for whole models, not for lora")
         self._check_stages()
+        self._check_distributed()
         for length in self.lengths:
             self.data.check(length)
             if self.training.shifted_attention is not None:
@@ -68,6 +72,30 @@ class Recipe:
             if self.patch is None and (stage.factor is not None or stage.options):
                 raise ValueError("stages change the factor or options of a patch; give patch, too")
             self.patch_of(stage)
+
+    def _check_distributed(self) -> None:
+        """What training/distributed.py refuses as well, before a model is there to ask."""
+        if self.distributed.fsdp and self.adapter is not None and self.adapter.merge:
+            raise ValueError(
+                "lora.merge needs whole weights, which distributed.fsdp leaves to none"
+            )
+        if self.distributed.shared_by == 1:
+            return
+        sharing = "distributed.context_parallel and sequence_parallel"
+        # torch deals out two pieces of each sequence to a device, DeepSpeed one.
+        rings = self.distributed.context_parallel > 1
+        pieces = self.distributed.shared_by * (2 if rings else 1)
+        if any(length % pieces for length in self.lengths):
+            raise ValueError(f"{sharing}: data.length must be a multiple of {pieces} here")
+        if self.data.positions is not None:
+            raise ValueError(f"{sharing} drop the mask that data.positions needs; leave one out")
+        if self.training.shifted_attention is not None:
+            raise ValueError(f"{sharing} bring their own attention; leave shifted_attention out")
+        if self.patch is not None and method_class(self.patch.method).length_dependent:
+            raise ValueError(
+                f"{sharing}: each device would take the length that {self.patch.method!r} scales "
+                "by for another; choose a method that scales all lengths alike"
+            )
 
     @property
     def adapter(self) -> LoraRecipe | None:

@@ -20,6 +20,7 @@ from ropepatch.whole_files import write_whole
 _STAGING = ".staging-"
 _NEARLY_NOTHING = 1 << 20  #: bytes
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+_OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "global_step*/*optim_states.pt")  #: FSDP, DeepSpeed
 
 
 class RunDirectory:
@@ -130,11 +131,13 @@ def _is_whole(checkpoint: Path) -> bool:
                 pass
     except (OSError, ValueError, SafetensorError):
         return False
+    archives = [path for path in checkpoint.rglob("*") if path.suffix in (".pt", ".pth", ".bin")]
     return (
         bool(found)
         and "global_step" in state
-        and zipfile.is_zipfile(checkpoint / "optimizer.pt")
-        and zipfile.is_zipfile(checkpoint / "scheduler.pt")
+        and any(any(checkpoint.glob(pattern)) for pattern in _OPTIMIZERS)
+        and (checkpoint / "scheduler.pt").exists()
+        and all(map(zipfile.is_zipfile, archives))
     )
 
 

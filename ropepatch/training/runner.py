@@ -8,14 +8,29 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import TrainerCallback, default_data_collator, set_seed
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    default_data_collator,
+    set_seed,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from ropepatch.adapters.pretrained import pretrained_model
 from ropepatch.errors import CheckpointError
 from ropepatch.terminal import quiet_transformers
+from ropepatch.training.distributed import refuse_devices, refuse_parts
 from ropepatch.training.interrupts import InterruptCallback
 from ropepatch.training.models import load_model, load_tokenizer
+from ropepatch.training.processes import (
+    from_main,
+    processes,
+    refuse_odd_launch,
+    require_same_processes,
+    together,
+)
 from ropepatch.training.progress import (
     MetricsCallback,
     ProgressCallback,
@@ -55,21 +70,32 @@ def train(
     `progress` hears of every step, `tell` what is prepared before the first.
     """
     run = RunDirectory(recipe)
-    run.claim()
+    checkpoint = from_main(lambda: _open(run))
     if run.result.exists():
         return TrainingResult(run.result, recipe.training.max_steps, None, 0.0)
     started = time.perf_counter()
     with quiet_transformers():
         interrupts = InterruptCallback()
-        trainer = prepare(recipe, run, progress, [*callbacks, interrupts], tell)
-        checkpoint = run.last_good_checkpoint()
+        with together():
+            trainer = prepare(recipe, run, progress, [*callbacks, interrupts], tell)
         with _explained(run), interrupts.listening():
-            forget_metrics_after(run.metrics, _step_of(checkpoint))
+            from_main(lambda: forget_metrics_after(run.metrics, _step_of(checkpoint)))
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             _save_result(trainer, recipe, run)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     seconds = time.perf_counter() - started
     return TrainingResult(run.result, trainer.state.global_step, losses[-1], seconds)
+
+
+def _open(run: RunDirectory) -> Path | None:
+    """Claim the directory for a launch that can run its recipe; the checkpoint to go on from."""
+    refuse_odd_launch()
+    refuse_devices(run.recipe.distributed)
+    run.claim()
+    checkpoint = run.last_good_checkpoint()
+    if checkpoint is not None and not run.result.exists():
+        require_same_processes(checkpoint)
+    return checkpoint
 
 
 @contextmanager
@@ -100,29 +126,44 @@ def prepare(
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     set_seed(recipe.training.seed)
-    arguments = training_arguments(recipe.training, recipe.output_dir)
-    with arguments.main_process_first(desc="data"):  # the others find its tokens in the cache
-        corpus = open_corpus(recipe.data)
-        tokenizer = load_tokenizer(recipe, corpus)
-        data = training_data(recipe, corpus, tokenizer, tell)
+    tokenizer, data = _sequences(recipe, tell)
     model = load_model(recipe, tokenizer)
+    refuse_parts(recipe.distributed, model, data)
+    is_main = processes().is_main_process
     trainer = RunTrainer(
         model=model,
-        args=arguments,
+        args=training_arguments(recipe.training, recipe.output_dir, recipe.distributed),
         train_dataset=data,
         # The tokenizer's own would add a mask of ones, which lets packed documents see each other.
         data_collator=default_data_collator,
         tokenizer=tokenizer,
-        callbacks=[MetricsCallback(run.metrics), *callbacks],
+        callbacks=[*([MetricsCallback(run.metrics)] if is_main else []), *callbacks],
         run=run,
         embedding_learning_rate=recipe.training.embedding_learning_rate,
     )
     trainer.remove_callback(PrinterCallback)
     if recipe.stages:
         trainer.add_callback(StageCallback(recipe, pretrained_model(model)))
-    if progress is not None:
+    if progress is not None and is_main:
         trainer.add_callback(ProgressCallback(progress, tokens_per_step(recipe)))
     return trainer
+
+
+def _sequences(
+    recipe: Recipe, tell: Tell | None
+) -> tuple[PreTrainedTokenizerBase, Dataset[dict[str, Tensor]]]:
+    """The tokenizer and the data; the main process goes first, the others find its tokens kept."""
+    made = []
+
+    def make() -> None:
+        corpus = open_corpus(recipe.data)
+        tokenizer = load_tokenizer(recipe, corpus)
+        made.append((tokenizer, training_data(recipe, corpus, tokenizer, tell)))
+
+    from_main(make)
+    if not made:
+        make()
+    return made[0]
 
 
 def _save_result(trainer: RunTrainer, recipe: Recipe, run: RunDirectory) -> None:

@@ -218,3 +218,29 @@ class TrainingRecipe:
             )
         if (self.schedule == "warmup_stable_decay") != (self.decay_steps > 0):
             raise ValueError("decay_steps and schedule: warmup_stable_decay need each other")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DistributedRecipe:
+    """What the processes of a launch share, beside gradients: see recipes/README.md, Several devices."""
+
+    fsdp: bool = False  #: FSDP2: each device keeps a part of weights, gradients and optimizer
+    context_parallel: Count = 1  #: devices that share each sequence by ring attention; needs fsdp
+    sequence_parallel: Count = 1  #: devices that share each sequence by DeepSpeed's Ulysses
+
+    @property
+    def shared_by(self) -> int:
+        """Devices that have a part of the same sequence each."""
+        return self.context_parallel * self.sequence_parallel
+
+    def __post_init__(self) -> None:
+        if self.context_parallel > 1 and self.sequence_parallel > 1:
+            raise ValueError("takes either context_parallel or sequence_parallel; found both")
+        if self.context_parallel > 1 and not self.fsdp:
+            raise ValueError(
+                "context_parallel needs fsdp: true, which shards over the same devices"
+            )
+        if self.sequence_parallel > 1 and self.fsdp:
+            raise ValueError(
+                "sequence_parallel runs on DeepSpeed, which has no fsdp; leave one out"
+            )

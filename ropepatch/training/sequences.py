@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ropepatch.corpus import Corpus, RetrievalVocabulary, standard_library, text_files
 from ropepatch.training.dataset_text import open_dataset
+from ropepatch.training.distributed import replicas
 from ropepatch.training.mixture import TrainingMixture
 from ropepatch.training.packing import Packs
 from ropepatch.training.recipe import Recipe
@@ -19,15 +20,16 @@ from ropepatch.training.token_cache import Tell, stored_tokens
 
 
 def tokens_per_step(recipe: Recipe) -> int:
-    """Tokens in one optimizer step, on one device; the mean over the run where stages differ."""
+    """Tokens in one optimizer step, on all devices; the mean over the run where stages differ."""
     steps = [stage.steps for stage in recipe.stages] or [recipe.training.max_steps]
     tokens = sum(count * length for count, length in zip(steps, recipe.lengths, strict=True))
     return _sequences_per_step(recipe) * tokens // recipe.training.max_steps
 
 
 def _sequences_per_step(recipe: Recipe) -> int:
-    """Sequences in one optimizer step, on one device."""
-    return recipe.training.per_device_batch_size * recipe.training.gradient_accumulation
+    """Sequences in one optimizer step, on all devices of this launch."""
+    on_one = recipe.training.per_device_batch_size * recipe.training.gradient_accumulation
+    return on_one * replicas(recipe.distributed)
 
 
 def open_corpus(recipe: DataRecipe) -> Corpus:

@@ -1,17 +1,23 @@
 """The Hugging Face Trainer, with checkpoints that are whole or absent."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from ropepatch.checkpoint import save_pretrained, write_sidecar
+from ropepatch.training.distributed import distributed_arguments
+from ropepatch.training.processes import from_main, processes
 from ropepatch.training.run_directory import RunDirectory
-from ropepatch.training.sections import TrainingRecipe
+from ropepatch.training.sections import DistributedRecipe, TrainingRecipe
 
 
 class RunTrainer(Trainer):
@@ -28,6 +34,9 @@ class RunTrainer(Trainer):
     ) -> None:
         self.used_cache = model.config.use_cache  # the Trainer turns it off for good
         super().__init__(model=model, processing_class=tokenizer, **options)
+        if model.config.is_encoder_decoder:
+            # T5 takes the number of items, and makes a mean over its own tokens all the same.
+            self.model_accepts_loss_kwargs = False
         self.trained = model
         self.tokenizer = tokenizer
         self.run = run
@@ -37,8 +46,52 @@ class RunTrainer(Trainer):
     def publish_model(self, name: str) -> None:
         """Save the model and its tokenizer as a directory of the run."""
         self.trained.config.use_cache = self.used_cache
-        with self.run.publish(name) as staging:
-            save_pretrained(self.trained, staging / name, self.tokenizer)
+        with self._published(name) as staging:
+            whole = self._whole_weights() if self.is_fsdp_enabled else None
+            if self.args.should_save:
+                save_pretrained(self.trained, staging / name, self.tokenizer, state_dict=whole)
+
+    def _whole_weights(self) -> dict[str, Tensor]:
+        """The weights that each process has a part of, put together by all for the main one."""
+        weights: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
+        if isinstance(self.trained, PeftModel):
+            return weights
+        # A tied weight is there under all of its names, and no more told by its storage.
+        names = {name for name, _ in self.trained.named_parameters()}
+        names |= {name for name, _ in self.trained.named_buffers()}
+        return {name: weight for name, weight in weights.items() if name in names}
+
+    @contextmanager
+    def _published(self, name: str) -> Iterator[Path]:
+        """`publish` of the main process, whose directory aside all of them write to."""
+        with ExitStack() as stack:
+            staging = from_main(lambda: stack.enter_context(self.run.publish(name)))
+            yield staging
+            self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer does; and FSDP on CPUs, where accelerate trains by DDP without a word.
+
+        It knows FSDP for accelerators alone (AcceleratorState.__init__); all that follows from that
+        one type works on CPUs with gloo.
+        """
+        super().create_accelerator_and_postprocess()
+        if not self.args.fsdp:
+            return
+        state = self.accelerator.state
+        if state.distributed_type == DistributedType.MULTI_CPU:
+            # Whoever makes an AcceleratorState later reads the type from the other one.
+            state.distributed_type = processes().distributed_type = DistributedType.FSDP
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
+        if not self.accelerator.is_fsdp2:
+            raise RuntimeError(f"FSDP2 was asked for, and accelerate made {state.distributed_type}")
+        if state.mixed_precision == "bf16":
+            # accelerate's own would also add up gradients, and round the loss, in bfloat16.
+            state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's own, with the input embeddings in a group of their own if they have a rate."""
@@ -58,20 +111,23 @@ class RunTrainer(Trainer):
         return str(self.staging or self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with self.run.publish(f"checkpoint-{self.state.global_step}") as self.staging:
+        with self._published(f"checkpoint-{self.state.global_step}") as self.staging:
             super()._save_checkpoint(model, trial)
         self.staging = None
-        rotate_checkpoints(str(self.run.path), save_total_limit=self.args.save_total_limit)
+        if self.args.should_save:
+            rotate_checkpoints(str(self.run.path), save_total_limit=self.args.save_total_limit)
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
         super()._save(output_dir, state_dict)
-        if isinstance(self.trained, PeftModel):
+        if isinstance(self.trained, PeftModel) and self.args.should_save:
             write_sidecar(self.trained, Path(output_dir or self.run.path))
 
 
-def training_arguments(recipe: TrainingRecipe, output_dir: str) -> TrainingArguments:
+def training_arguments(
+    recipe: TrainingRecipe, output_dir: str, distributed: DistributedRecipe
+) -> TrainingArguments:
     """The recipe in the Trainer's words."""
     schedule, options = _schedule(recipe)
     return TrainingArguments(
@@ -104,9 +160,12 @@ def training_arguments(recipe: TrainingRecipe, output_dir: str) -> TrainingArgum
         use_cpu=not torch.accelerator.is_available(),
         # The mixture is random by index already: in order, a resumed run sees what it would have.
         train_sampling_strategy="sequential",
+        # Every weight that trains is used in every step; looking for others would cost a pass.
+        ddp_find_unused_parameters=False,
         # Columns such as loss weights are for the loss, not for the model's forward.
         remove_unused_columns=False,
         dataloader_pin_memory=torch.accelerator.is_available(),
+        **distributed_arguments(distributed),
     )
 
 

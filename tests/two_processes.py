@@ -1,0 +1,86 @@
+"""What tests run on two processes: `torchrun … two_processes.py CASES.yaml REPORT.json`.
+
+Recipes by name, one after the other in one launch, as starting one takes seconds: `lora` is stopped
+and goes on, `absurd` is run as a command, and `broken` comes last, as its second process fails.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from ropepatch import cli
+from ropepatch.training.recipe import parse_recipe
+from ropepatch.training.runner import TrainingInterrupted, train
+
+
+class Watch(TrainerCallback):
+    """Notes what a run is made of when it starts, and can stop it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seen: dict[str, Any] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        parameters = [*kwargs["model"].parameters()]
+        sharded = [each for each in parameters if isinstance(each.data, DTensor)]
+        self.seen |= {
+            "sharded": len(sharded) == len(parameters),
+            "share": sum(each.data.to_local().numel() for each in sharded)
+            / sum(each.numel() for each in parameters),
+            "batches": [batch["input_ids"].tolist() for batch in kwargs["train_dataloader"]][:2],
+        }
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.name == "lora" and state.global_step == 3:
+            raise KeyboardInterrupt
+        if self.name == "broken" and state.global_step == 3 and args.process_index == 1:
+            raise OSError("process 1 has no disk")
+
+
+def run_case(name: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """Train one recipe; what this process saw of it."""
+    watch, told = Watch(name), []
+    recipe = parse_recipe(tree)
+    try:
+        train(recipe, told.append, [watch])
+    except TrainingInterrupted:
+        train(recipe)
+    return {**watch.seen, "told": len(told)}
+
+
+def run_command(tree: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Train one recipe as a user would; with what exit code this process ends."""
+    if PartialState().is_main_process:
+        path.write_text(yaml.safe_dump(tree))
+    PartialState().wait_for_everyone()
+    return {"code": cli.main(["train", str(path)])}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    file = Path(sys.argv[1])
+    cases = yaml.safe_load(file.read_text())
+    broken, absurd = cases.pop("broken"), cases.pop("absurd")
+    report = {name: run_case(name, tree) for name, tree in cases.items()}
+    report["absurd"] = run_command(absurd, file.with_name("absurd.yaml"))
+    Path(f"{sys.argv[2]}.{PartialState().process_index}").write_text(json.dumps(report))
+    run_case("broken", broken)
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Two processes of a script or module, with their output."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+if __name__ == "__main__":
+    main()
