@@ -5,11 +5,14 @@ import json
 import datasets
 import pytest
 from datasets import Dataset, DatasetDict
+from tiny_tokenizer import tiny_tokenizer
+from tokenizers import pre_tokenizers
 
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.training.dataset_text import open_dataset
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.sections import DatasetRecipe
+from ropepatch.training.sequences import open_corpus, training_mixtures
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +158,24 @@ def test_a_stream_is_known_by_what_its_files_are(lines, tmp_path):
     write_rows(lines, ["first", "second", "third", "fourth"])
     assert corpus(lines, streaming=True).identity != before
     assert corpus(lines).identity is None
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "streaming", "documents"),
+    # Rows have 10 tokens with BOS; the run takes 2 steps of 3 sequences of 8 tokens.
+    [(None, True, 5), (None, False, 100), (33, True, 4), (33, False, 4)],
+)
+def test_of_a_stream_as_much_is_read_as_a_run_can_use(lines, max_tokens, streaming, documents):
+    write_rows(lines, [" ".join(["w3"] * 9)] * 100)
+    dataset = {"path": str(lines), "streaming": streaming}
+    data = {"dataset": dataset, "length": 8, "mixture": {"retrieval": 0}, "max_tokens": max_tokens}
+    training = {"max_steps": 2, "per_device_batch_size": 3, "learning_rate": 1}
+    tree = {"model": {"path": "x"}, "training": training, "data": data, "output_dir": "out"}
+    recipe = parse_recipe(tree)
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    (mixture,) = training_mixtures(recipe, open_corpus(recipe.data), tokenizer)
+    assert [len(document) for document in mixture.text.documents] == [10] * documents
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_what_was_encoded_is_not_encoded_again(encoded):
 
 
 @pytest.mark.parametrize(
-    "texts", [["w3 w4", "w5", "w6", "w7 w8"], ["w3 w4 w5", "w6", "w7 w9"], ["w6", "w3 w4 w5"]]
+    "texts", [["w3 w4", " w5", "w6", "w7 w8"], ["w3 w4 w5", "w6", "w7 w9"], ["w6", "w3 w4 w5"]]
 )
 def test_other_documents_have_other_tokens(texts, encoded):
     stored()
