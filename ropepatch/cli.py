@@ -26,7 +26,7 @@ _MULTIPLES = (1, 2, 4, 8)  #: of the trained length, for `eval`
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
-    options = _build_parser().parse_args(arguments)
+    options = _parse(arguments)
     command: Command = options.command
     try:
         with warnings.catch_warnings():
@@ -40,6 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ropepatch: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; overrides of a recipe may come behind them, where argparse has no place for any."""
+    parser = _build_parser()
+    options, behind = parser.parse_known_args(arguments)
+    if behind and ("overrides" not in options or any(text.startswith("-") for text in behind)):
+        parser.error(f"unrecognized arguments: {' '.join(behind)}")
+    if behind:
+        options.overrides = [*options.overrides, *behind]
+    return options
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -105,6 +116,11 @@ def _add_patch(parser: argparse.ArgumentParser) -> None:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show the resolved recipe, its steps, parameters and memory; load no weights",
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="such as training.max_steps=10"
     )
@@ -209,6 +225,11 @@ def train(options: argparse.Namespace) -> None:
     from ropepatch.training.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, tuple(options.overrides))
+    if options.dry_run:
+        from ropepatch.training.plan import plan_text
+
+        print(plan_text(recipe))
+        return
 
     from ropepatch.terminal import duration
     from ropepatch.training.progress import TerminalProgress
@@ -230,11 +251,12 @@ def measure(options: argparse.Namespace) -> None:
 
     from ropepatch.adapters.pretrained import pretrained_model
     from ropepatch.corpus import load_documents
+    from ropepatch.description import require_length
     from ropepatch.evals import evaluate, print_table, write_report
     from ropepatch.terminal import ShareProgress
     from ropepatch.training.pretrained import open_tokenizer
 
-    trained = _trained_length(model, options.original_max_position_embeddings)
+    trained = require_length(model, options.original_max_position_embeddings)
     with ShareProgress(f"measure {options.model}") as progress:
         stage = evaluate(
             pretrained_model(model),
@@ -257,20 +279,6 @@ def _require_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {path}: {error.strerror}; name a directory") from None
-
-
-def _trained_length(model: "nn.Module", given: int | None) -> int:
-    """Tokens that the checkpoint was trained to before any patch."""
-    from ropepatch.adapters.plan import checked_length
-    from ropepatch.description import original_length
-
-    length = original_length(model) if given is None else checked_length(given)
-    if length is None:
-        raise ConfigError(
-            "the checkpoint does not say to how many tokens it was trained; give "
-            "--original-max-position-embeddings (BLOOM: 2048; T5: 512; mT5: 1024)"
-        )
-    return length
 
 
 def demo(options: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ RopepatchError
 │   ├── SidecarError (ValueError)                   `ropepatch.json` is missing, damaged or was edited
 │   └── BaseMismatchError (ValueError)              an adapter meets a base with another patch
 ├── ConfigError (ValueError)                        a recipe or command line with mistakes
+├── OutOfMemoryError (MemoryError)                  a run needs more memory than there is
 └── DataError (ValueError)                          text or tokens that cannot be used
 """
 
@@ -97,6 +98,10 @@ class BaseMismatchError(CheckpointError, ValueError):
 
 class ConfigError(RopepatchError, ValueError):
     """A recipe or command line has mistakes."""
+
+
+class OutOfMemoryError(RopepatchError, MemoryError):
+    """A run needs more memory than there is."""
 
 
 class DataError(RopepatchError, ValueError):

@@ -36,6 +36,8 @@ class Recipe:
             raise ValueError("lora needs model.path: an adapter of random weights is of no use")
         if self.lora is not None and self.training.embedding_learning_rate is not None:
             raise ValueError("training.embedding_learning_rate is for whole models, not for lora")
+        if self.lora is None and self.model.quantization is not None:
+            raise ValueError("model.quantization needs lora: weights of 4 bits cannot be trained")
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -60,6 +62,11 @@ def recipe_tree(recipe: Recipe) -> dict[str, Any]:
     """Plain nested mappings with every default spelled out; `parse_recipe` reads them back."""
     tree: dict[str, Any] = TypeAdapter(Recipe).dump_python(recipe)
     return tree
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """`recipe_tree` as the text of a file."""
+    return yaml.safe_dump(recipe_tree(recipe), sort_keys=False, allow_unicode=True)
 
 
 def recipe_differences(old: object, new: object, at: str = "") -> list[str]:

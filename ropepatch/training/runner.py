@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from transformers import TrainerCallback, set_seed
-from transformers.trainer_callback import PrinterCallback
 
 from ropepatch.corpus import load_documents
 from ropepatch.errors import CheckpointError
 from ropepatch.terminal import quiet_transformers
 from ropepatch.training.interrupts import InterruptCallback
 from ropepatch.training.models import load_model, load_tokenizer
+from ropepatch.training.out_of_memory import IN_LOADING, explain_step, memory_explained
 from ropepatch.training.progress import (
     MetricsCallback,
     ProgressCallback,
@@ -22,9 +22,10 @@ from ropepatch.training.progress import (
     forget_metrics_after,
 )
 from ropepatch.training.recipe import Recipe
+from ropepatch.training.requirements import require_machine
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.sequences import tokens_per_step, training_data
-from ropepatch.training.trainer import RunTrainer, training_arguments
+from ropepatch.training.trainer import RunTrainer, make_trainer
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -54,9 +55,11 @@ def train(
     started = time.perf_counter()
     with quiet_transformers():
         interrupts = InterruptCallback()
-        trainer = prepare(recipe, run, progress, [*callbacks, interrupts])
+        with memory_explained(lambda: IN_LOADING):
+            trainer = prepare(recipe, run, progress, [*callbacks, interrupts])
         checkpoint = run.last_good_checkpoint()
-        with _explained(run), interrupts.listening():
+        needs = memory_explained(lambda: explain_step(trainer))
+        with _explained(run), interrupts.listening(), needs:
             forget_metrics_after(run.metrics, _step_of(checkpoint))
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             _save_result(trainer, recipe, run)
@@ -87,24 +90,23 @@ def prepare(
     run: RunDirectory,
     progress: ProgressSink | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    *,
+    weights: bool = True,
 ) -> RunTrainer:
-    """The Trainer of a recipe, ready to start; raises for everything that can be wrong before."""
+    """The Trainer of a recipe, ready to start; raises for everything that can be wrong before.
+
+    Without weights, nothing is read but the config: for a dry run.
+    """
+    require_machine(recipe)
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     set_seed(recipe.training.seed)
     documents = load_documents(recipe.data.source, recipe.data.split)
     tokenizer = load_tokenizer(recipe, documents)
-    model = load_model(recipe, tokenizer)
-    trainer = RunTrainer(
-        model=model,
-        args=training_arguments(recipe.training, recipe.output_dir),
-        train_dataset=training_data(recipe, documents, tokenizer),
-        tokenizer=tokenizer,
-        callbacks=[MetricsCallback(run.metrics), *callbacks],
-        run=run,
-        embedding_learning_rate=recipe.training.embedding_learning_rate,
-    )
-    trainer.remove_callback(PrinterCallback)
+    model = load_model(recipe, tokenizer, weights=weights)
+    data = training_data(recipe, documents, tokenizer)
+    callbacks = [MetricsCallback(run.metrics), *callbacks]
+    trainer = make_trainer(recipe, run, model, tokenizer, data, callbacks)
     if progress is not None:
         trainer.add_callback(ProgressCallback(progress, tokens_per_step(recipe)))
     return trainer

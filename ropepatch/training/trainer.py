@@ -1,17 +1,29 @@
 """The Hugging Face Trainer, with checkpoints that are whole or absent."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from ropepatch.checkpoint import save_pretrained, write_sidecar
+from ropepatch.training.recipe import Recipe
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.sections import TrainingRecipe
+
+Samples = Dataset[dict[str, Tensor]] | Sequence[dict[str, Tensor]]
 
 
 class RunTrainer(Trainer):
@@ -34,6 +46,11 @@ class RunTrainer(Trainer):
         self.embedding_learning_rate = embedding_learning_rate
         self.staging: Path | None = None
 
+    @property
+    def samples(self) -> Iterator[dict[str, Tensor]]:
+        """What it trains on, in order."""
+        return iter(self.train_dataset)  # type: ignore[arg-type]
+
     def publish_model(self, name: str) -> None:
         """Save the model and its tokenizer as a directory of the run."""
         self.trained.config.use_cache = self.used_cache
@@ -54,6 +71,10 @@ class RunTrainer(Trainer):
                     optimizer.add_param_group({**group, **alone})
         return optimizer
 
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not next(model.parameters()).is_meta:  # of a dry run, which has no weights to move
+            super()._move_model_to_device(model, device)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.staging or self.args.output_dir)
 
@@ -69,6 +90,28 @@ class RunTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if isinstance(self.trained, PeftModel):
             write_sidecar(self.trained, Path(output_dir or self.run.path))
+
+
+def make_trainer(
+    recipe: Recipe,
+    run: RunDirectory,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Samples,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> RunTrainer:
+    """The Trainer of a recipe whose model and data are there."""
+    trainer = RunTrainer(
+        model=model,
+        args=training_arguments(recipe.training, recipe.output_dir),
+        train_dataset=data,
+        tokenizer=tokenizer,
+        callbacks=[*callbacks],
+        run=run,
+        embedding_learning_rate=recipe.training.embedding_learning_rate,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def training_arguments(recipe: TrainingRecipe, output_dir: str) -> TrainingArguments:
@@ -91,7 +134,12 @@ def training_arguments(recipe: TrainingRecipe, output_dir: str) -> TrainingArgum
         bf16=recipe.bf16,
         torch_compile=recipe.torch_compile,
         activation_checkpointing=recipe.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
+        activation_checkpointing_kwargs={
+            "use_reentrant": False,
+            "offload": recipe.offload_activations,
+        },
+        use_liger_kernel=recipe.liger,
+        liger_kernel_config=_liger_kernels(recipe),
         save_strategy="steps",
         save_steps=recipe.save_steps,
         save_total_limit=recipe.keep_checkpoints,
@@ -108,6 +156,13 @@ def training_arguments(recipe: TrainingRecipe, output_dir: str) -> TrainingArgum
         remove_unused_columns=False,
         dataloader_pin_memory=torch.accelerator.is_available(),
     )
+
+
+def _liger_kernels(recipe: TrainingRecipe) -> dict[str, bool]:
+    """Liger's own choice for a model, without what would undo something or reach other models."""
+    # Its rotary kernel is put into a module of transformers, its loss into torch's own function.
+    kernels = {"rope": False, "cross_entropy": False}
+    return kernels | ({"fused_linear_cross_entropy": False} if recipe.chunked_loss else {})
 
 
 def _schedule(recipe: TrainingRecipe) -> tuple[str, dict[str, Any]]:

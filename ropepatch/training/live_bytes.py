@@ -1,0 +1,119 @@
+"""How many bytes of tensors are alive while code runs that computes nothing.
+
+Parameters are fake tensors: they have a shape and a type, and no memory. So has all that is made of them;
+what autograd keeps for the backward pass, and when it lets go of it, is as in earnest. Tensors made of
+none of them (positions, masks) are computed where they are small, since code looks at their values.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, UntypedStorage, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Kind = Literal["weights", "gradients", "optimizer", "activations", "logits"]
+
+_COMPUTED = 1 << 24  #: bytes of the largest result that is computed
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts, within its body, what is made and not yet freed, and keeps the count when it was greatest."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.vocab_size = vocab_size  #: tensors of so many channels are logits
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.alive: dict[Kind, int] = dict.fromkeys(
+            ("weights", "gradients", "optimizer", "activations", "logits"), 0
+        )
+        self.peak = dict(self.alive)
+        self._counted: weakref.WeakKeyDictionary[UntypedStorage, tuple[Kind, Any]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def make_parameters_fake(self, model: nn.Module) -> None:
+        """Put fake parameters in the place of the model's, and count them and their gradients."""
+        fakes: dict[Tensor, nn.Parameter] = {}
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter not in fakes:
+                    fakes[parameter] = self._fake_parameter(parameter)
+                if parameter is not None:
+                    module._parameters[name] = fakes[parameter]
+
+    def _fake_parameter(self, parameter: nn.Parameter) -> nn.Parameter:
+        with self.fake:
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+            fake = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+        self.count([fake], "weights")
+        if fake.requires_grad:
+            fake.register_post_accumulate_grad_hook(self._count_gradient)
+        return fake
+
+    def _count_gradient(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self.count([parameter.grad], "gradients")
+
+    def count(self, tensors: Iterable[object], kind: Kind) -> None:
+        """Count these tensors as `kind`, until they are freed."""
+        for tensor in tensors:
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage in self._counted:
+                self._counted[storage][1]()
+            size = storage.nbytes()
+            self.alive[kind] += size
+            forget = weakref.finalize(storage, self._forget, kind, size)
+            self._counted[storage] = (kind, forget)
+
+    def forget_peak(self) -> None:
+        """Look for the greatest count from now on."""
+        self.peak = dict(self.alive)
+
+    def _forget(self, kind: Kind, size: int) -> None:
+        self.alive[kind] -= size
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        inputs = tree_leaves((args, kwargs))
+        result = self._run(func, inputs, args, kwargs)
+        # Pinned memory is the host's.
+        if not kwargs.get("pin_memory"):
+            for tensor in tree_leaves(result):
+                if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._counted:
+                    channels = tensor.shape[-1] if tensor.dim() else 1
+                    self.count([tensor], "logits" if channels == self.vocab_size else "activations")
+        if sum(self.alive.values()) > sum(self.peak.values()):
+            self.peak = dict(self.alive)
+        return result
+
+    def _run(
+        self, func: Callable[..., Any], inputs: list[Any], args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        if any(isinstance(each, FakeTensor) for each in inputs):
+            return func(*args, **kwargs)
+        try:
+            with self.fake:
+                outline = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            return func(*args, **kwargs)
+        made = [each for each in tree_leaves(outline) if isinstance(each, Tensor)]
+        if kwargs.get("pin_memory") or any(each.nbytes > _COMPUTED for each in made):
+            return outline
+        return func(*args, **kwargs)
