@@ -7,7 +7,7 @@ none of them (positions, masks) are computed where they are small, since code lo
 
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, UntypedStorage, nn
@@ -20,25 +20,38 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-Kind = Literal["weights", "gradients", "optimizer", "activations", "logits"]
+Kind = Literal["weights", "gradients", "optimizer", "activations", "logits", "square"]
 
+KINDS: tuple[Kind, ...] = get_args(Kind)
+OF_TOKENS: tuple[Kind, ...] = (
+    "activations",
+    "logits",
+    "square",
+)  #: what a longer sequence has more of
 _COMPUTED = 1 << 24  #: bytes of the largest result that is computed
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts, within its body, what is made and not yet freed, and keeps the count when it was greatest."""
+    """Counts, within its body, what is made and not yet freed, and keeps the count of a peak."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.vocab_size = vocab_size  #: tensors of so many channels are logits
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.alive: dict[Kind, int] = dict.fromkeys(
-            ("weights", "gradients", "optimizer", "activations", "logits"), 0
-        )
-        self.peak = dict(self.alive)
+        self.alive: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        self.watch(0)
         self._counted: weakref.WeakKeyDictionary[UntypedStorage, tuple[Kind, Any]] = (
             weakref.WeakKeyDictionary()
         )
+
+    def watch(self, length: int, kinds: tuple[Kind, ...] = KINDS) -> None:
+        """Look from now on for the moment with most of these kinds.
+
+        What has a multiple of length² elements is square; with a prime length, nothing else has.
+        """
+        self.length = length
+        self.kinds = kinds
+        self.peak = dict(self.alive)
 
     def make_parameters_fake(self, model: nn.Module) -> None:
         """Put fake parameters in the place of the model's, and count them and their gradients."""
@@ -76,10 +89,6 @@ class LiveBytes(TorchDispatchMode):
             forget = weakref.finalize(storage, self._forget, kind, size)
             self._counted[storage] = (kind, forget)
 
-    def forget_peak(self) -> None:
-        """Look for the greatest count from now on."""
-        self.peak = dict(self.alive)
-
     def _forget(self, kind: Kind, size: int) -> None:
         self.alive[kind] -= size
 
@@ -97,11 +106,19 @@ class LiveBytes(TorchDispatchMode):
         if not kwargs.get("pin_memory"):
             for tensor in tree_leaves(result):
                 if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._counted:
-                    channels = tensor.shape[-1] if tensor.dim() else 1
-                    self.count([tensor], "logits" if channels == self.vocab_size else "activations")
-        if sum(self.alive.values()) > sum(self.peak.values()):
+                    self.count([tensor], self._kind(tensor))
+        if self._watched(self.alive) > self._watched(self.peak):
             self.peak = dict(self.alive)
         return result
+
+    def _kind(self, tensor: Tensor) -> Kind:
+        if tensor.shape[-1:] == (self.vocab_size,):
+            return "logits"
+        is_square = self.length > 1 and tensor.numel() % self.length**2 == 0
+        return "square" if is_square else "activations"
+
+    def _watched(self, count: dict[Kind, int]) -> int:
+        return sum(count[kind] for kind in self.kinds)
 
     def _run(
         self, func: Callable[..., Any], inputs: list[Any], args: tuple[Any, ...], kwargs: Any

@@ -1,5 +1,6 @@
 """The memory of a training step, from a step that is taken without weights."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
@@ -8,9 +9,14 @@ import torch
 from torch import Tensor
 
 from ropepatch.training.chunked_loss import IGNORED
-from ropepatch.training.live_bytes import LiveBytes
+from ropepatch.training.live_bytes import KINDS, OF_TOKENS, Kind, LiveBytes
 from ropepatch.training.quantization import bytes_saved
 from ropepatch.training.trainer import RunTrainer
+
+Sample = dict[str, Tensor]
+
+_LONGEST = 1 << 15  #: tokens; a step of longer sequences takes long even where nothing is computed
+_LENGTHS = (8191, 16381)  #: primes, beyond the usual sliding windows
 
 
 @dataclass(frozen=True)
@@ -42,26 +48,67 @@ def in_megabytes(count: int) -> str:
 def estimate_memory(trainer: RunTrainer) -> MemoryEstimate:
     """Of a step of a Trainer whose model has no weights, once its optimizer has its state.
 
-    The step is taken with fake parameters. What kernels need inside of them is not counted, nor what
-    a process takes before it holds a tensor. The Trainer is of no use afterwards.
+    The step is taken with fake parameters: of the sequences of the run, or, where they are long, of
+    two shorter lengths. What kernels need inside of them is not counted, nor what a process takes
+    before it holds a tensor. The Trainer is of no use afterwards.
     """
     live = LiveBytes(trainer.trained.config.get_text_config().vocab_size)
     live.make_parameters_fake(trainer.trained)
     _enable_checkpointing(trainer)
-    micro_batches = _micro_batches(trainer)
     trainer.trained.train()
     with live:
         _make_optimizer_state(trainer, live)
-        for batch in micro_batches:
+    samples = [*islice(trainer.samples, trainer.args.per_device_train_batch_size)]
+    length = len(samples[0]["input_ids"])
+    if length <= _LONGEST:
+        live.watch(0)
+        _take_step(trainer, live, samples)
+        found = live.peak
+    else:
+        found = _of_long_step(trainer, live, samples, length)
+    if trainer.run.recipe.model.quantization is not None:
+        found["weights"] -= bytes_saved(trainer.trained)
+    found["activations"] += found.pop("square")
+    return MemoryEstimate(**found)
+
+
+def cropped(samples: Iterable[Sample], length: int) -> list[Sample]:
+    """Samples with their first tokens only."""
+    return [{name: values[:length] for name, values in sample.items()} for sample in samples]
+
+
+def _of_long_step(
+    trainer: RunTrainer, live: LiveBytes, samples: list[Sample], length: int
+) -> dict[Kind, int]:
+    """Extrapolated: memory grows by so much for every token, and that of masks with the square."""
+    counts = []
+    for shorter in _LENGTHS:
+        live.watch(shorter, OF_TOKENS)
+        _take_step(trainer, live, cropped(samples, shorter))
+        counts.append(live.peak)
+    (short, long), (first, second) = _LENGTHS, counts
+    longer = (length - short) / (long - short)
+    wide = {kind: round(first[kind] + longer * (second[kind] - first[kind])) for kind in KINDS}
+    wide["square"] = round(second["square"] * (length / long) ** 2)
+    # With few activations, most is needed after the backward pass.
+    gradients = sum(each.nbytes for each in trainer.trained.parameters() if each.requires_grad)
+    late = wide | {"gradients": gradients} | dict.fromkeys(OF_TOKENS, 0)
+    return max(wide, late, key=lambda count: sum(count.values()))
+
+
+def _take_step(trainer: RunTrainer, live: LiveBytes, samples: list[Sample]) -> None:
+    """Forward and backward, without an update."""
+    batch = trainer.data_collator(samples)
+    # A second micro-batch of a step finds the gradients of the first.
+    with live:
+        for _ in range(min(trainer.args.gradient_accumulation_steps, 2)):
             with torch.autocast("cpu", torch.bfloat16, enabled=trainer.args.bf16):
                 scored = (batch["labels"] != IGNORED).sum()
                 loss = trainer.compute_loss(trainer.trained, batch, num_items_in_batch=scored)
             assert isinstance(loss, Tensor)  # without return_outputs
             loss.backward()
             del loss
-    if trainer.run.recipe.model.quantization is not None:
-        live.peak["weights"] -= bytes_saved(trainer.trained)
-    return MemoryEstimate(**live.peak)
+    trainer.trained.zero_grad()
 
 
 def _enable_checkpointing(trainer: RunTrainer) -> None:
@@ -75,13 +122,6 @@ def _enable_checkpointing(trainer: RunTrainer) -> None:
         )
 
 
-def _micro_batches(trainer: RunTrainer) -> list[dict[str, Any]]:
-    """The first of a run; a second one, if there is one in a step, finds gradients of the first."""
-    size = trainer.args.per_device_train_batch_size
-    batch = trainer.data_collator([*islice(trainer.samples, size)])
-    return [batch] * min(trainer.args.gradient_accumulation_steps, 2)
-
-
 def _make_optimizer_state(trainer: RunTrainer, live: LiveBytes) -> None:
     """What the first step leaves behind."""
     optimizer = trainer.create_optimizer()
@@ -92,4 +132,3 @@ def _make_optimizer_state(trainer: RunTrainer, live: LiveBytes) -> None:
     optimizer.zero_grad()
     for state in optimizer.state.values():
         live.count(state.values(), "optimizer")
-    live.forget_peak()

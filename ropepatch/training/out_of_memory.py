@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ropepatch.errors import OutOfMemoryError, RopepatchError
-from ropepatch.training.memory import MemoryEstimate, estimate_memory, in_megabytes
+from ropepatch.training.memory import MemoryEstimate, cropped, estimate_memory, in_megabytes
 from ropepatch.training.models import load_model
 from ropepatch.training.recipe import Recipe, parse_recipe, recipe_tree
 from ropepatch.training.requirements import require_machine
@@ -97,8 +97,7 @@ def _estimate_changed(trainer: RunTrainer, knob: Knob) -> MemoryEstimate | None:
         return None
     # The documents have been read; what is in a batch does not matter.
     samples = islice(trainer.samples, recipe.training.per_device_batch_size)
-    length = recipe.data.length
-    data = [{name: values[:length] for name, values in sample.items()} for sample in samples]
+    data = cropped(samples, recipe.data.length)
     run = RunDirectory(recipe)
     return estimate_memory(make_trainer(recipe, run, model, trainer.tokenizer, data))
 
