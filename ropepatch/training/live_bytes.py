@@ -22,8 +22,11 @@ from torch.utils._pytree import tree_leaves
 
 Kind = Literal["weights", "gradients", "optimizer", "activations", "logits", "square"]
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
-OF_TOKENS: tuple[Kind, ...] = (
+Kinds = tuple[Kind, ...]
+Count = dict[Kind, int]  #: bytes
+
+KINDS: Kinds = get_args(Kind)
+OF_TOKENS: Kinds = (
     "activations",
     "logits",
     "square",
@@ -38,13 +41,14 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.vocab_size = vocab_size  #: tensors of so many channels are logits
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.alive: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        self.alive: Count = dict.fromkeys(KINDS, 0)
         self.watch(0)
-        self._counted: weakref.WeakKeyDictionary[UntypedStorage, tuple[Kind, Any]] = (
+        # What each storage is forgotten by, if it was freed or counts as something else.
+        self._counted: weakref.WeakKeyDictionary[UntypedStorage, Callable[[], object]] = (
             weakref.WeakKeyDictionary()
         )
 
-    def watch(self, length: int, kinds: tuple[Kind, ...] = KINDS) -> None:
+    def watch(self, length: int, kinds: Kinds = KINDS) -> None:
         """Look from now on for the moment with most of these kinds.
 
         What has a multiple of length² elements is square; with a prime length, nothing else has.
@@ -83,11 +87,10 @@ class LiveBytes(TorchDispatchMode):
                 continue
             storage = tensor.untyped_storage()
             if storage in self._counted:
-                self._counted[storage][1]()
+                self._counted[storage]()
             size = storage.nbytes()
             self.alive[kind] += size
-            forget = weakref.finalize(storage, self._forget, kind, size)
-            self._counted[storage] = (kind, forget)
+            self._counted[storage] = weakref.finalize(storage, self._forget, kind, size)
 
     def _forget(self, kind: Kind, size: int) -> None:
         self.alive[kind] -= size
@@ -102,10 +105,11 @@ class LiveBytes(TorchDispatchMode):
         kwargs = kwargs or {}
         inputs = tree_leaves((args, kwargs))
         result = self._run(func, inputs, args, kwargs)
-        # Pinned memory is the host's.
-        if not kwargs.get("pin_memory"):
-            for tensor in tree_leaves(result):
-                if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._counted:
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._counted:
+                if kwargs.get("pin_memory"):
+                    self._counted[tensor.untyped_storage()] = _nothing  # it is the host's
+                else:
                     self.count([tensor], self._kind(tensor))
         if self._watched(self.alive) > self._watched(self.peak):
             self.peak = dict(self.alive)
@@ -117,7 +121,7 @@ class LiveBytes(TorchDispatchMode):
         is_square = self.length > 1 and tensor.numel() % self.length**2 == 0
         return "square" if is_square else "activations"
 
-    def _watched(self, count: dict[Kind, int]) -> int:
+    def _watched(self, count: Count) -> int:
         return sum(count[kind] for kind in self.kinds)
 
     def _run(
@@ -134,3 +138,7 @@ class LiveBytes(TorchDispatchMode):
         if kwargs.get("pin_memory") or any(each.nbytes > _COMPUTED for each in made):
             return outline
         return func(*args, **kwargs)
+
+
+def _nothing() -> None:
+    pass

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from ropepatch.training.chunked_loss import IGNORED
-from ropepatch.training.live_bytes import KINDS, OF_TOKENS, Kind, LiveBytes
+from ropepatch.training.live_bytes import KINDS, OF_TOKENS, Count, Kinds, LiveBytes
 from ropepatch.training.quantization import bytes_saved
 from ropepatch.training.trainer import RunTrainer
+
+_UNITS = {10**9: "GB", 10**6: "MB", 10**3: "kB", 1: "B"}
 
 Sample = dict[str, Tensor]
 
@@ -40,9 +42,10 @@ class MemoryEstimate:
         return sum(self.parts.values())
 
 
-def in_megabytes(count: int) -> str:
-    """`1,234 MB` for so many bytes."""
-    return f"{count / 1e6:,.0f} MB"
+def in_units(count: int) -> str:
+    """`1.23 GB` or `45.6 kB`, for so many bytes."""
+    unit = next(unit for unit in _UNITS if count >= unit or unit == 1)
+    return f"{count / unit:.3g} {_UNITS[unit]}"
 
 
 def estimate_memory(trainer: RunTrainer) -> MemoryEstimate:
@@ -61,11 +64,10 @@ def estimate_memory(trainer: RunTrainer) -> MemoryEstimate:
     samples = [*islice(trainer.samples, trainer.args.per_device_train_batch_size)]
     length = len(samples[0]["input_ids"])
     if length <= _LONGEST:
-        live.watch(0)
-        _take_step(trainer, live, samples)
-        found = live.peak
+        counts = _take_step(trainer, live, samples, length, KINDS)
     else:
-        found = _of_long_step(trainer, live, samples, length)
+        counts = _of_long_step(trainer, live, samples, length)
+    found = max(counts, key=lambda count: sum(count.values()))
     if trainer.run.recipe.model.quantization is not None:
         found["weights"] -= bytes_saved(trainer.trained)
     found["activations"] += found.pop("square")
@@ -79,36 +81,44 @@ def cropped(samples: Iterable[Sample], length: int) -> list[Sample]:
 
 def _of_long_step(
     trainer: RunTrainer, live: LiveBytes, samples: list[Sample], length: int
-) -> dict[Kind, int]:
-    """Extrapolated: memory grows by so much for every token, and that of masks with the square."""
-    counts = []
-    for shorter in _LENGTHS:
-        live.watch(shorter, OF_TOKENS)
-        _take_step(trainer, live, cropped(samples, shorter))
-        counts.append(live.peak)
-    (short, long), (first, second) = _LENGTHS, counts
+) -> list[Count]:
+    """Extrapolated: a token more takes so much more, and what is square grows with the square."""
+    steps = [
+        _take_step(trainer, live, cropped(samples, shorter), shorter, OF_TOKENS)
+        for shorter in _LENGTHS
+    ]
+    short, long = _LENGTHS
     longer = (length - short) / (long - short)
-    wide = {kind: round(first[kind] + longer * (second[kind] - first[kind])) for kind in KINDS}
-    wide["square"] = round(second["square"] * (length / long) ** 2)
-    # With few activations, most is needed after the backward pass.
+    counts = []
+    for first, second in zip(*steps, strict=True):
+        count = {kind: round(first[kind] + longer * (second[kind] - first[kind])) for kind in KINDS}
+        counts.append(count | {"square": round(second["square"] * (length / long) ** 2)})
+    # With few activations, most is needed when all gradients are there.
     gradients = sum(each.nbytes for each in trainer.trained.parameters() if each.requires_grad)
-    late = wide | {"gradients": gradients} | dict.fromkeys(OF_TOKENS, 0)
-    return max(wide, late, key=lambda count: sum(count.values()))
+    return [*counts, counts[0] | {"gradients": gradients} | dict.fromkeys(OF_TOKENS, 0)]
 
 
-def _take_step(trainer: RunTrainer, live: LiveBytes, samples: list[Sample]) -> None:
-    """Forward and backward, without an update."""
+def _take_step(
+    trainer: RunTrainer, live: LiveBytes, samples: list[Sample], length: int, kinds: Kinds
+) -> list[Count]:
+    """The peaks of these kinds in a forward pass and in a backward pass; there is no update."""
     batch = trainer.data_collator(samples)
+    forward, backward = {}, {}
     # A second micro-batch of a step finds the gradients of the first.
-    with live:
-        for _ in range(min(trainer.args.gradient_accumulation_steps, 2)):
-            with torch.autocast("cpu", torch.bfloat16, enabled=trainer.args.bf16):
-                scored = (batch["labels"] != IGNORED).sum()
-                loss = trainer.compute_loss(trainer.trained, batch, num_items_in_batch=scored)
-            assert isinstance(loss, Tensor)  # without return_outputs
+    for _ in range(min(trainer.args.gradient_accumulation_steps, 2)):
+        live.watch(length, kinds)
+        with live, torch.autocast("cpu", torch.bfloat16, enabled=trainer.args.bf16):
+            scored = (batch["labels"] != IGNORED).sum()
+            loss = trainer.compute_loss(trainer.trained, batch, num_items_in_batch=scored)
+        assert isinstance(loss, Tensor)  # without return_outputs
+        forward = live.peak
+        live.watch(length, kinds)
+        with live:
             loss.backward()
-            del loss
+        del loss
+        backward = live.peak
     trainer.trained.zero_grad()
+    return [forward, backward]
 
 
 def _enable_checkpointing(trainer: RunTrainer) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ropepatch.errors import OutOfMemoryError, RopepatchError
-from ropepatch.training.memory import MemoryEstimate, cropped, estimate_memory, in_megabytes
+from ropepatch.training.memory import MemoryEstimate, cropped, estimate_memory, in_units
 from ropepatch.training.models import load_model
 from ropepatch.training.recipe import Recipe, parse_recipe, recipe_tree
 from ropepatch.training.requirements import require_machine
@@ -68,16 +68,16 @@ def explain_step(trainer: RunTrainer) -> str:
     run = trainer.run
     estimate = _estimate_changed(trainer, {})
     assert estimate is not None  # it is the recipe that was running
-    parts = ", ".join(f"{name} {in_megabytes(count)}" for name, count in estimate.parts.items())
+    parts = ", ".join(f"{name} {in_units(count)}" for name, count in estimate.parts.items())
     found = [(knob, _estimate_changed(trainer, knob)) for knob in knobs(run.recipe)]
     lower = sorted(
         (other.peak, " ".join(f"{key}={_as_yaml(value)}" for key, value in knob.items()))
         for knob, other in found
         if other is not None and other.peak < estimate.peak
     )
-    advice = "; ".join(f"{knob} ({in_megabytes(peak)})" for peak, knob in lower[:_NAMED])
+    advice = "; ".join(f"{knob} ({in_units(peak)})" for peak, knob in lower[:_NAMED])
     return (
-        f"out of memory: a step of this run takes about {in_megabytes(estimate.peak)} ({parts}); "
+        f"out of memory: a step of this run takes about {in_units(estimate.peak)} ({parts}); "
         f"what lowers that most: {advice}; {run.kept()}; "
         f"{', '.join(MEMORY_ONLY)} may change to go on from there, for other changes give another output_dir"
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ropepatch.terminal import quiet_transformers
-from ropepatch.training.memory import MemoryEstimate, estimate_memory, in_megabytes
+from ropepatch.training.memory import MemoryEstimate, estimate_memory, in_units
 from ropepatch.training.recipe import Recipe, recipe_yaml
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.runner import prepare
@@ -59,8 +59,8 @@ def _rows(plan: Plan) -> Iterator[str]:
         "tokens": f"{plan.tokens:,}",
         "trainable parameters": f"{plan.trainable_parameters:,}",
         "of all parameters": f"{plan.parameters:,}",
-        **{name: in_megabytes(count) for name, count in plan.memory.parts.items()},
-        "peak of memory, estimated": in_megabytes(plan.memory.peak),
+        **{name: in_units(count) for name, count in plan.memory.parts.items()},
+        "peak of memory, estimated": in_units(plan.memory.peak),
     }
     wide, long = max(map(len, rows)), max(map(len, rows.values()))
     for name, text in rows.items():
