@@ -6,6 +6,7 @@ lies in a sidecar, `ropepatch.json`.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -171,8 +173,12 @@ def load_pretrained(
     )
 
 
-def load_model(directory: Path, kwargs: dict[str, Any]) -> PreTrainedModel:
-    """A full checkpoint, loaded unpatched and patched again."""
+def load_model(
+    directory: Path,
+    kwargs: dict[str, Any],
+    build: Callable[[PreTrainedConfig], PreTrainedModel] | None = None,
+) -> PreTrainedModel:
+    """A full checkpoint, loaded unpatched (or built of its config by `build`) and patched again."""
     read_json(directory / "config.json")
     config = AutoConfig.from_pretrained(directory)
     for refusal in REFUSALS:
@@ -190,7 +196,10 @@ def load_model(directory: Path, kwargs: dict[str, Any]) -> PreTrainedModel:
         setattr(text, name, value)
     delattr(text, CONFIG_KEY)
     model_class = getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM)
-    model = apply(manifest, model_class.from_pretrained(directory, config=config, **kwargs))
+    model = apply(
+        manifest,
+        build(config) if build else model_class.from_pretrained(directory, config=config, **kwargs),
+    )
     live = text_config(model)
     edited = [name for name, value in written.items() if getattr(live, name) != value]
     if edited:

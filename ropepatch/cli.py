@@ -119,6 +119,11 @@ def _add_patch(parser: argparse.ArgumentParser) -> None:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show the resolved recipe, its steps, parameters and memory; load no weights",
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="such as training.max_steps=10"
     )
     parser.add_argument(
@@ -209,6 +214,11 @@ def train(options: argparse.Namespace) -> None:
     from ropepatch.training.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, tuple(options.overrides))
+    if options.dry_run:
+        from ropepatch.training.plan import plan_text
+
+        print(plan_text(recipe))
+        return
     if options.preview:
         from ropepatch.training.preview import show_preview
 
@@ -226,11 +236,12 @@ def measure(options: argparse.Namespace) -> None:
 
     from ropepatch.adapters.pretrained import pretrained_model
     from ropepatch.corpus import load_documents
+    from ropepatch.description import require_length
     from ropepatch.evals import evaluate, print_table, write_report
     from ropepatch.terminal import ShareProgress
     from ropepatch.training.pretrained import open_tokenizer
 
-    trained = _trained_length(model, options.original_max_position_embeddings)
+    trained = require_length(model, options.original_max_position_embeddings)
     with ShareProgress(f"measure {options.model}") as progress:
         stage = evaluate(
             pretrained_model(model),
@@ -253,20 +264,6 @@ def _require_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {path}: {error.strerror}; name a directory") from None
-
-
-def _trained_length(model: "nn.Module", given: int | None) -> int:
-    """Tokens that the checkpoint was trained to before any patch."""
-    from ropepatch.adapters.plan import checked_length
-    from ropepatch.description import original_length
-
-    length = original_length(model) if given is None else checked_length(given)
-    if length is None:
-        raise ConfigError(
-            "the checkpoint does not say to how many tokens it was trained; give "
-            "--original-max-position-embeddings (BLOOM: 2048; T5: 512; mT5: 1024)"
-        )
-    return length
 
 
 def demo(options: argparse.Namespace) -> None:

@@ -4,8 +4,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ropepatch.adapters.bias_stacks import BiasStack, alibi_geometry, find_bias_stacks
+from ropepatch.adapters.plan import checked_length
 from ropepatch.adapters.pretrained import pretrained_model, text_config, trained_length
 from ropepatch.adapters.rope_parameters import parameters_of, rope_types
+from ropepatch.errors import ConfigError
 from ropepatch.manifest import Manifest
 from ropepatch.patch import list_methods, patch_info
 
@@ -36,6 +38,17 @@ def original_length(model: nn.Module) -> int | None:
     root = pretrained_model(model)
     manifest = Manifest.in_config(text_config(root))
     return trained_length(root) if manifest is None else manifest.original_max_position_embeddings
+
+
+def require_length(model: nn.Module, given: int | None) -> int:
+    """`original_length`, or what a user gave instead. Raises ConfigError for neither."""
+    length = original_length(model) if given is None else checked_length(given)
+    if length is None:
+        raise ConfigError(
+            "the checkpoint does not say to how many tokens it was trained; give "
+            "--original-max-position-embeddings (BLOOM: 2048; T5: 512; mT5: 1024)"
+        )
+    return length
 
 
 def _positions(model: PreTrainedModel) -> str:

@@ -21,6 +21,7 @@ RopepatchError
 ├── ConfigError (ValueError)                        a recipe or command line with mistakes
 ├── DataError (ValueError)                          text or tokens that cannot be used
 │   └── TokenCacheError (OSError)                   tokens cannot be kept on the disk
+├── OutOfMemoryError (MemoryError)                  a run needs more memory than there is
 ├── NonFiniteError (FloatingPointError)             a loss, gradient or weight is NaN or infinite
 └── ProcessError (RuntimeError)                     another process of the run failed, and says why
 
@@ -102,6 +103,10 @@ class BaseMismatchError(CheckpointError, ValueError):
 
 class ConfigError(RopepatchError, ValueError):
     """A recipe or command line has mistakes."""
+
+
+class OutOfMemoryError(RopepatchError, MemoryError):
+    """A run needs more memory than there is."""
 
 
 class DataError(RopepatchError, ValueError):

@@ -172,7 +172,8 @@ def _name(patch: PatchRecipe, factor: float) -> str:
 
 
 def _on_device(model: nn.Module) -> nn.Module:
-    if not torch.accelerator.is_available():
+    quantized_is_there = next(model.parameters()).device.type != "cpu"
+    if not torch.accelerator.is_available() or quantized_is_there:
         return model
     return model.to(torch.accelerator.current_accelerator())
 

@@ -1,10 +1,12 @@
 """The loss of a causal language model in chunks of tokens, whatever its head does to logits."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -17,7 +19,8 @@ from ropepatch.training.chunked_loss import IGNORED, chunked_cross_entropy
 
 _LOGITS = 1 << 23  # that exist at a time, on a CPU
 _LOGITS_ELSEWHERE = 1 << 26  # accelerators need more at once to be fast
-_CLOSE = 0.02  # in parts of the largest: what bfloat16 rounds off
+_CLOSE = 1e-4  # in parts of the largest
+_TOKENS = 8  # for which the loss is compared with the model's own
 
 
 class ChunkedLossForward:
@@ -49,7 +52,7 @@ class ChunkedLossForward:
         if isinstance(head, FSDPModule):
             head.unshard()  # until FSDP adds up its gradient, at the end of the backward pass
         trained = [each for each in head.parameters() if each.requires_grad]
-        logits = _LOGITS if hidden.device.type == "cpu" else _LOGITS_ELSEWHERE
+        logits = _LOGITS_ELSEWHERE if torch.accelerator.is_available() else _LOGITS
         return chunked_cross_entropy(
             hidden,
             shift_labels,
@@ -78,13 +81,10 @@ def use_chunked_loss(model: PreTrainedModel) -> None:
         raise ConfigError(
             f"training.chunked_loss is for causal language models, not {what}; leave it out"
         )
-    ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
-    was_training = model.training
-    with torch.no_grad():
-        model.eval()
+    ids = torch.arange(_TOKENS)[None]
+    with torch.no_grad(), _stand_ins(model) as hidden:
         own = model(input_ids=ids, labels=ids)
-        logits, loss = forward.logits(model.get_decoder()(ids)[0]), forward.loss(ids, input_ids=ids)
-        model.train(was_training)
+        logits, loss = forward.logits(hidden), forward.loss(ids, input_ids=ids)
     if not (_fits(logits, own.logits) and _fits(loss, own.loss)):
         raise ConfigError(
             f"training.chunked_loss does not know how {what} makes its loss: it makes {float(loss):.4f} "
@@ -92,6 +92,46 @@ def use_chunked_loss(model: PreTrainedModel) -> None:
             f"{float(logits.max()):.4f} for {float(own.logits.max()):.4f}; leave it out"
         )
     AttributeChange(model, "forward", forward).apply()
+
+
+class _States(tuple[Tensor, ...]):
+    """A decoder's output that has hidden states and nothing else."""
+
+    def __getattr__(self, name: str) -> Tensor | None:
+        return self[0] if name == "last_hidden_state" else None
+
+
+class _RepeatedHead(nn.Linear):
+    """A head of as many words as another, of which only a few are different."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__(head.in_features, _TOKENS)
+        self.vocab_size = head.out_features
+        nn.init.normal_(self.weight)  # logits that a softcap would change
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden)[..., torch.arange(self.vocab_size) % self.out_features]
+
+
+@contextmanager
+def _stand_ins(model: PreTrainedModel) -> Iterator[Tensor]:
+    """Within the body, random hidden states for those of the decoder, and a head with a few words.
+
+    What a model makes of them shows without its weights, which may be many, or not there.
+    """
+    head = model.get_output_embeddings()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        few = _RepeatedHead(head)
+        hidden = torch.randn(1, _TOKENS, head.in_features)
+    decoder = AttributeChange(model.get_decoder(), "forward", lambda *_, **__: _States([hidden]))
+    decoder.apply()
+    model.set_output_embeddings(few)
+    try:
+        yield hidden
+    finally:
+        model.set_output_embeddings(head)
+        decoder.revert()
 
 
 def _fits(found: Tensor, expected: Tensor) -> bool:

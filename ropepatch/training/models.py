@@ -3,7 +3,8 @@
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -29,10 +30,18 @@ from ropepatch.training.induction import add_induction_circuit
 from ropepatch.training.lm_loss import use_chunked_loss
 from ropepatch.training.lora import add_lora
 from ropepatch.training.mistakes import unknown_key
-from ropepatch.training.pretrained import open_model, open_tokenizer
+from ropepatch.training.pretrained import (
+    is_adapter,
+    open_model,
+    open_tokenizer,
+    open_weightless,
+)
+from ropepatch.training.quantization import loading_options, prepare_quantized
 from ropepatch.training.recipe import Recipe
+from ropepatch.training.requirements import require_liger_kernels
 from ropepatch.training.sections import ModelRecipe, PatchRecipe, Stage, TokenizerRecipe
 from ropepatch.training.sparse_attention import use_sparse_attention
+from ropepatch.training.weightless import weightless_model
 
 _LONGEST_REASON = 300  #: characters of an error of transformers, which may list all its models
 
@@ -47,9 +56,11 @@ def load_tokenizer(recipe: Recipe, documents: Iterable[Document]) -> PreTrainedT
     )
 
 
-def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
-    """The model of the recipe with its patch and adapter, trainable."""
-    model = base_model(recipe.model, tokenizer)
+def load_model(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, weights: bool = True
+) -> PreTrainedModel | PeftModel:
+    """The model of the recipe with its patch and adapter, trainable; without weights on the meta device."""
+    model = base_model(recipe.model, tokenizer, weights=weights)
     rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     if len(tokenizer) > rows:
         raise DataError(
@@ -68,8 +79,12 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
         use_sparse_attention(model, shifted.group, shift=shifted.shift)
     if recipe.training.chunked_loss:
         use_chunked_loss(model)
-    if recipe.data.packing is not None:
+    if recipe.data.packing is not None and weights:  # it is tried, as its config does not tell all
         check_borders(model, recipe, recipe.data.packing)
+    if recipe.training.liger:
+        require_liger_kernels(model.config.model_type)
+    if recipe.model.quantization is not None:
+        prepare_quantized(model)
     return model if recipe.adapter is None else add_lora(model, recipe.adapter)
 
 
@@ -134,25 +149,37 @@ def _check_positions(model: PreTrainedModel, recipe: Recipe) -> None:
         )
 
 
-def base_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def base_model(
+    recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase, *, weights: bool = True
+) -> PreTrainedModel:
     """The checkpoint as it is, or a new model of random weights."""
     dtype = getattr(torch, recipe.dtype)
     if recipe.path is None:
-        new = _new_model(dict(recipe.config or {}), tokenizer, dtype)
+        build = _random_model if weights else weightless_model
+        new = _new_model(dict(recipe.config or {}), tokenizer, dtype, build)
         if recipe.induction_circuit:
             add_induction_circuit(new)
         return new
-    # Without a dtype, transformers keeps the one that the checkpoint was saved in.
-    model = open_model(recipe.path, dtype)
-    if not isinstance(model, PreTrainedModel):
+    if is_adapter(recipe.path):
         raise ConfigError(
             f"model.path {recipe.path} is an adapter; merge it into its base, and give that"
         )
+    if not weights:
+        return open_weightless(recipe.path, dtype)
+    # Without a dtype, transformers keeps the one that the checkpoint was saved in.
+    return cast(PreTrainedModel, open_model(recipe.path, dtype, **loading_options(recipe)))
+
+
+def _random_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    model: PreTrainedModel = language_model_class(config).from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     return model
 
 
 def _new_model(
-    fields: dict[str, object], tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+    fields: dict[str, object],
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    build: Callable[[PreTrainedConfig, torch.dtype], PreTrainedModel],
 ) -> PreTrainedModel:
     model_type = str(fields.pop("model_type", "llama"))
     special = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -163,12 +190,10 @@ def _new_model(
         _refuse_unknown(fields, config)
         if config.is_encoder_decoder:  # as T5 was trained; its config has no default
             config.decoder_start_token_id = config.pad_token_id
-        auto_class = language_model_class(config)
-        model: PreTrainedModel = auto_class.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+        return build(config, dtype)
     except Exception as error:  # of any kind: what a config is checked by differs between models
         reason = textwrap.shorten(str(error), _LONGEST_REASON)
         raise ConfigError(f"model.config is no {model_type} model: {reason}") from error
-    return model
 
 
 def _refuse_unknown(fields: dict[str, object], config: PreTrainedConfig) -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -12,26 +12,41 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from ropepatch.adapters.pretrained import decoder_config, language_model_class
-from ropepatch.checkpoint import ADAPTER_CONFIG, load_pretrained
+from ropepatch.checkpoint import ADAPTER_CONFIG, load_model, load_pretrained
 from ropepatch.errors import CheckpointError, RopepatchError
 from ropepatch.manifest import CONFIG_KEY
 from ropepatch.training.downloads import again, broke_off
+from ropepatch.training.weightless import weightless_model
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def open_model(source: str, dtype: torch.dtype | Literal["auto"] = "auto") -> nn.Module:
-    """The model, patched if it was saved patched; with its base if it is an adapter."""
+def open_model(
+    source: str, dtype: torch.dtype | Literal["auto"] = "auto", **loading: Any
+) -> nn.Module:
+    """The model, patched if it was saved patched; with its base if it is an adapter.
+
+    Other keywords go to transformers' `from_pretrained`.
+    """
     with _readable(source):
-        if _is_adapter(source) or _names_patch(source):
-            return load_pretrained(source, dtype=dtype)
+        if is_adapter(source) or _names_patch(source):
+            return load_pretrained(source, dtype=dtype, **loading)
         auto_class = language_model_class(AutoConfig.from_pretrained(source))
-        model: nn.Module = auto_class.from_pretrained(source, dtype=dtype)
+        model: nn.Module = auto_class.from_pretrained(source, dtype=dtype, **loading)
         return model
+
+
+def open_weightless(source: str, dtype: torch.dtype) -> PreTrainedModel:
+    """What `open_model` returns of a full model, without weights, which need not be there."""
+    with _readable(source):
+        if _names_patch(source):
+            return load_model(Path(source), {}, lambda config: weightless_model(config, dtype))
+        return weightless_model(AutoConfig.from_pretrained(source), dtype)
 
 
 def open_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -41,7 +56,8 @@ def open_tokenizer(source: str) -> PreTrainedTokenizerBase:
         return tokenizer
 
 
-def _is_adapter(source: str) -> bool:
+def is_adapter(source: str) -> bool:
+    """Whether a directory holds an adapter."""
     return Path(source, ADAPTER_CONFIG).is_file()
 
 
@@ -57,7 +73,7 @@ def _readable(source: str) -> Iterator[None]:
         raise CheckpointError(f"there is no checkpoint at {source}; check the path")
     if local and not Path(source).is_dir():
         raise CheckpointError(f"{source} is a file; give the directory of a checkpoint")
-    if local and not (Path(source, "config.json").is_file() or _is_adapter(source)):
+    if local and not (Path(source, "config.json").is_file() or is_adapter(source)):
         raise CheckpointError(f"{source} has no config.json; give the directory of a checkpoint")
     try:
         yield

@@ -44,6 +44,12 @@ class Recipe:
             raise ValueError("lora needs model.path: an adapter of random weights is of no use")
         if self.adapter is not None and self.training.embedding_learning_rate is not None:
             raise ValueError("training.embedding_learning_rate is for whole models, not for lora")
+        if self.adapter is None and self.model.quantization is not None:
+            raise ValueError("model.quantization needs lora: weights of 4 bits cannot be trained")
+        if self.model.quantization is not None and self.adapter and self.adapter.merge:
+            raise ValueError(
+                "lora.merge needs whole weights; model.quantization keeps 4 bits of them"
+            )
         self._check_stages()
         self._check_distributed()
         for length in self.lengths:
@@ -186,6 +192,11 @@ def recipe_tree(recipe: Recipe) -> dict[str, Any]:
     """Plain nested mappings with every default spelled out; `parse_recipe` reads them back."""
     tree: dict[str, Any] = TypeAdapter(Recipe).dump_python(recipe)
     return tree
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """`recipe_tree` as the text of a file."""
+    return yaml.safe_dump(recipe_tree(recipe), sort_keys=False, allow_unicode=True)
 
 
 def recipe_differences(old: object, new: object, at: str = "") -> list[str]:

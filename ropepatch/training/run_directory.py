@@ -13,11 +13,19 @@ import yaml
 
 from ropepatch.errors import CheckpointError, ConfigError, RopepatchWarning
 from ropepatch.training.checkpoints import checkpoints, damage
-from ropepatch.training.recipe import Recipe, parse_recipe, recipe_differences, recipe_tree
+from ropepatch.training.recipe import (
+    Recipe,
+    parse_recipe,
+    recipe_differences,
+    recipe_tree,
+    recipe_yaml,
+)
 from ropepatch.whole_files import write_whole
 
 _STAGING = ".staging-"
 _NEARLY_NOTHING = 1 << 20  #: bytes
+#: keys of `training` that change what a run takes, not what it learns: they may change on its way
+MEMORY_ONLY = ("gradient_checkpointing", "offload_activations", "chunked_loss")
 
 
 class RunDirectory:
@@ -49,24 +57,34 @@ class RunDirectory:
                 shutil.rmtree(leftover)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-            self._claim_recipe(self.path / "recipe.yaml")
+            self._resumes()
+            # Even then: what may differ is as it was asked for last.
+            write_whole(self.path / "recipe.yaml", recipe_yaml(self.recipe))
         except OSError as error:
             raise CheckpointError(
                 f"cannot write to output_dir {self.path}: {error.strerror}; choose another one"
             ) from None
 
-    def _claim_recipe(self, path: Path) -> None:
-        # Through YAML, so that what is compared is what a file can hold.
-        text = yaml.safe_dump(recipe_tree(self.recipe), sort_keys=False, allow_unicode=True)
+    def check(self) -> None:
+        """Refuse what `claim` would refuse, and leave everything as it is."""
+        there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise CheckpointError(f"cannot write to output_dir {self.path}; choose another one")
+        self._resumes()
+
+    def _resumes(self) -> bool:
+        """Whether the directory holds a run of this recipe; ConfigError for one of another."""
+        path = self.path / "recipe.yaml"
         # A run that has saved nothing holds nothing to protect: its recipe may be corrected.
-        if path.exists() and (self.result.exists() or any(self.path.glob("checkpoint-*"))):
-            self._refuse_other(_stored_tree(path), yaml.safe_load(text))
-        write_whole(path, text)
+        saved = self.result.exists() or any(self.path.glob("checkpoint-*"))
+        if not (path.exists() and saved):
+            return False
+        # Through YAML, so that what is compared is what a file can hold.
+        self._refuse_other(_stored_tree(path), yaml.safe_load(recipe_yaml(self.recipe)))
+        return True
 
     def _refuse_other(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        # A directory may be moved, and a finished run measured again in another way.
-        free = {"output_dir": None, "evaluation": None}
-        differences = recipe_differences(old | free, new | free)
+        differences = recipe_differences(_identity(old), _identity(new))
         if differences:
             raise ConfigError(
                 f"output_dir {self.path} belongs to a run of another recipe "
@@ -125,6 +143,15 @@ class RunDirectory:
         if checkpoint is None:
             return f"no checkpoint had been saved in {self.path} yet"
         return f"the last good checkpoint is kept: {checkpoint}"
+
+
+def _identity(tree: dict[str, Any]) -> dict[str, Any]:
+    """What makes two recipes the same run: not what only changes its memory, nor where it lies.
+
+    A directory may be moved, and a finished run measured again in another way.
+    """
+    training = {key: value for key, value in tree["training"].items() if key not in MEMORY_ONLY}
+    return tree | {"output_dir": None, "evaluation": None, "training": training}
 
 
 def _stored_tree(path: Path) -> dict[str, Any]:

@@ -11,13 +11,7 @@ from accelerate.utils import release_memory
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import (
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    default_data_collator,
-    set_seed,
-)
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from ropepatch.adapters.pretrained import pretrained_model
 from ropepatch.checkpoint import write_sidecar
@@ -31,6 +25,7 @@ from ropepatch.training.environment import record_session
 from ropepatch.training.interrupts import InterruptCallback
 from ropepatch.training.loss_curve import LossCurveCallback, draw_loss_curve
 from ropepatch.training.models import load_model, load_tokenizer
+from ropepatch.training.out_of_memory import IN_LOADING, explain_step, memory_explained
 from ropepatch.training.processes import (
     from_main,
     processes,
@@ -46,11 +41,12 @@ from ropepatch.training.progress import (
 )
 from ropepatch.training.recipe import Recipe
 from ropepatch.training.reporters import logs_below, require_reporters
+from ropepatch.training.requirements import require_machine
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.sequences import open_corpus, tokens_per_step, training_data
 from ropepatch.training.stages import StageCallback
 from ropepatch.training.token_cache import Tell
-from ropepatch.training.trainer import RunTrainer, training_arguments
+from ropepatch.training.trainer import RunTrainer, make_trainer
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -89,7 +85,7 @@ def train(
     with quiet_transformers():
         if not run.result.exists():
             with logs_below(run.path / "logs", recipe.training.report_to):
-                with together():
+                with together(), memory_explained(lambda: IN_LOADING):
                     trainer = prepare(recipe, run, progress, callbacks, tell)
                 steps, loss = _fit(trainer, recipe, run, checkpoint)
                 del trainer
@@ -128,7 +124,8 @@ def _fit(
 
     interrupts = InterruptCallback()
     trainer.add_callback(interrupts)
-    with _explained(run), interrupts.listening():
+    needs = memory_explained(lambda: explain_step(trainer))
+    with _explained(run), interrupts.listening(), needs:
         from_main(start)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if processes().is_main_process:
@@ -167,28 +164,24 @@ def prepare(
     progress: ProgressSink | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     tell: Tell | None = None,
+    *,
+    weights: bool = True,
 ) -> RunTrainer:
-    """The Trainer of a recipe, ready to start; raises for everything that can be wrong before."""
+    """The Trainer of a recipe, ready to start; raises for everything that can be wrong before.
+
+    Without weights, nothing is read but the config: for a dry run.
+    """
+    require_machine(recipe)
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     set_seed(recipe.training.seed)
     tokenizer, data = _sequences(recipe, tell)
-    model = load_model(recipe, tokenizer)
+    model = load_model(recipe, tokenizer, weights=weights)
     refuse_parts(recipe.distributed, model, data)
     if recipe.evaluation is not None:
         plan_run(recipe, model, tokenizer)
-    trainer = RunTrainer(
-        model=model,
-        args=training_arguments(recipe.training, recipe.output_dir, recipe.distributed),
-        train_dataset=data,
-        # The tokenizer's own would add a mask of ones, which lets packed documents see each other.
-        data_collator=default_data_collator,
-        tokenizer=tokenizer,
-        callbacks=[*_records(recipe, run, progress), *callbacks],
-        run=run,
-        embedding_learning_rate=recipe.training.embedding_learning_rate,
-    )
-    trainer.remove_callback(PrinterCallback)
+    callbacks = [*_records(recipe, run, progress), *callbacks]
+    trainer = make_trainer(recipe, run, model, tokenizer, data, callbacks)
     if recipe.stages:
         trainer.add_callback(StageCallback(recipe, pretrained_model(model)))
     return trainer

@@ -41,6 +41,7 @@ class ModelRecipe:
     induction_circuit: bool = False  #: with `config` only: see training/induction.py
     dtype: DataType = "float32"  #: of the weights while they are trained
     save_dtype: DataType | None = None  #: of the saved model; `dtype` when not given
+    quantization: Literal["nf4"] | None = None  #: with lora only: see training/quantization.py
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.config is None):
@@ -50,6 +51,8 @@ class ModelRecipe:
             raise ValueError("tokenizer is trained for a config; a path brings its own")
         if self.path is not None and self.induction_circuit:
             raise ValueError("induction_circuit is for the random weights of a config")
+        if self.path is None and self.quantization is not None:
+            raise ValueError("quantization is for the weights of a checkpoint; give its path")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -204,7 +207,9 @@ class TrainingRecipe:
     torch_compile: bool = False
     gradient_checkpointing: bool = False
     shifted_attention: ShiftedAttention | None = None
+    offload_activations: bool = False  #: those that checkpointing keeps, to the host's memory
     chunked_loss: bool = False  #: never hold all logits; see training/chunked_loss.py
+    liger: bool = False  #: Liger's kernels, but for that of rotary positions; needs CUDA
     threads: Count | None = None  #: torch.set_num_threads
     save_steps: Count = 100
     keep_checkpoints: Count = 2
@@ -219,6 +224,10 @@ class TrainingRecipe:
             )
         if (self.schedule == "warmup_stable_decay") != (self.decay_steps > 0):
             raise ValueError("decay_steps and schedule: warmup_stable_decay need each other")
+        if self.offload_activations and not self.gradient_checkpointing:
+            raise ValueError(
+                "offload_activations moves what gradient_checkpointing keeps; set that too"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -1,6 +1,6 @@
 """The Hugging Face Trainer, with checkpoints that are whole or absent."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,15 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from torch.utils.data import Dataset
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from ropepatch.checkpoint import save_pretrained, write_sidecar
@@ -18,8 +26,11 @@ from ropepatch.training.checkpoints import seal
 from ropepatch.training.distributed import distributed_arguments
 from ropepatch.training.finite_trainer import FiniteTrainer
 from ropepatch.training.processes import from_main, processes
+from ropepatch.training.recipe import Recipe
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.sections import DistributedRecipe, TrainingRecipe
+
+Samples = Dataset[dict[str, Tensor]] | Sequence[dict[str, Tensor]]
 
 
 class RunTrainer(FiniteTrainer):
@@ -45,6 +56,11 @@ class RunTrainer(FiniteTrainer):
         self.shared_by = run.recipe.distributed.shared_by
         self.embedding_learning_rate = embedding_learning_rate
         self.staging: Path | None = None
+
+    @property
+    def samples(self) -> Iterator[dict[str, Tensor]]:
+        """What it trains on, in order."""
+        return iter(self.train_dataset)  # type: ignore[arg-type]
 
     def publish_model(self, name: str) -> None:
         """Save the model and its tokenizer as a directory of the run."""
@@ -111,6 +127,10 @@ class RunTrainer(FiniteTrainer):
                     optimizer.add_param_group({**group, **alone})
         return optimizer
 
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not next(model.parameters()).is_meta:  # of a dry run, which has no weights to move
+            super()._move_model_to_device(model, device)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.staging or self.args.output_dir)
 
@@ -132,6 +152,30 @@ class RunTrainer(FiniteTrainer):
         super()._save(output_dir, state_dict)
         if isinstance(self.trained, PeftModel) and self.args.should_save:
             write_sidecar(self.trained, Path(output_dir or self.run.path))
+
+
+def make_trainer(
+    recipe: Recipe,
+    run: RunDirectory,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Samples,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> RunTrainer:
+    """The Trainer of a recipe whose model and data are there."""
+    trainer = RunTrainer(
+        model=model,
+        args=training_arguments(recipe.training, recipe.output_dir, recipe.distributed),
+        train_dataset=data,
+        # The tokenizer's own would add a mask of ones, which lets packed documents see each other.
+        data_collator=default_data_collator,
+        tokenizer=tokenizer,
+        callbacks=[*callbacks],
+        run=run,
+        embedding_learning_rate=recipe.training.embedding_learning_rate,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def training_arguments(
@@ -156,7 +200,12 @@ def training_arguments(
         bf16=recipe.bf16,
         torch_compile=recipe.torch_compile,
         activation_checkpointing=recipe.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
+        activation_checkpointing_kwargs={
+            "use_reentrant": False,
+            "offload": recipe.offload_activations,
+        },
+        use_liger_kernel=recipe.liger,
+        liger_kernel_config=_liger_kernels(recipe),
         save_strategy="steps",
         save_steps=recipe.save_steps,
         save_total_limit=recipe.keep_checkpoints,
@@ -177,6 +226,13 @@ def training_arguments(
         dataloader_pin_memory=torch.accelerator.is_available(),
         **distributed_arguments(distributed),
     )
+
+
+def _liger_kernels(recipe: TrainingRecipe) -> dict[str, bool]:
+    """Liger's own choice for a model, without what would undo something or reach other models."""
+    # Its rotary kernel is put into a module of transformers, its loss into torch's own function.
+    kernels = {"rope": False, "cross_entropy": False}
+    return kernels | ({"fused_linear_cross_entropy": False} if recipe.chunked_loss else {})
 
 
 def _schedule(recipe: TrainingRecipe) -> tuple[str, dict[str, Any]]:
