@@ -8,14 +8,13 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ropepatch import __version__
 from ropepatch.arguments import parse_arguments, parse_options
-from ropepatch.errors import ConfigError, ProcessError, RopepatchError
+from ropepatch.errors import ConfigError, ProcessError, RopepatchError, RopepatchWarning
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             # What one library has to tell another is nothing that a user can act on.
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("always", RopepatchWarning)
             warnings.showwarning = _show_warning
             command(options)
     except RopepatchError as error:
@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"ropepatch: {message}", file=sys.stderr)
+    """In a line of its own, without the place in the code that a user did not write."""
+    if _IS_FIRST:
+        print(f"ropepatch: warning: {message}", file=sys.stderr)
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -203,7 +205,7 @@ def patch(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train with a progress bar and say where the result lies."""
+    """Run a recipe, or show what it would train on."""
     from ropepatch.training.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, tuple(options.overrides))
@@ -212,19 +214,9 @@ def train(options: argparse.Namespace) -> None:
 
         return show_preview(recipe, options.recipe.stem)
 
-    from ropepatch.terminal import duration
-    from ropepatch.training.progress import TerminalProgress
-    from ropepatch.training.runner import train as run
+    from ropepatch.training.command import run_recipe
 
-    with TerminalProgress(options.recipe.stem) if _IS_FIRST else nullcontext() as progress:
-        result = run(recipe, progress, tell=progress.tell if progress else None)
-    if not _IS_FIRST:
-        return
-    if result.loss is None:
-        print(f"this recipe was finished before: {result.directory}")
-    else:
-        time = duration(result.seconds)
-        print(f"{result.steps} steps, last loss {result.loss:.3f}, {time}: {result.directory}")
+    run_recipe(recipe, options.recipe.stem)
 
 
 def measure(options: argparse.Namespace) -> None:

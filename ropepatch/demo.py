@@ -93,7 +93,8 @@ def _demo_recipe(directory: Path) -> Recipe:
         shutil.rmtree(run)
     recipe = load_recipe(_ROOT / _RECIPE)
     path = _ROOT / str(recipe.model.path)
-    return load_recipe(_ROOT / _RECIPE, (f"output_dir={run}", f"model.path={path}"))
+    overrides = (f"output_dir={run}", f"model.path={path}", "evaluation=null")
+    return load_recipe(_ROOT / _RECIPE, overrides)
 
 
 @torch.no_grad()

@@ -21,7 +21,10 @@ RopepatchError
 ├── ConfigError (ValueError)                        a recipe or command line with mistakes
 ├── DataError (ValueError)                          text or tokens that cannot be used
 │   └── TokenCacheError (OSError)                   tokens cannot be kept on the disk
+├── NonFiniteError (FloatingPointError)             a loss, gradient or weight is NaN or infinite
 └── ProcessError (RuntimeError)                     another process of the run failed, and says why
+
+RopepatchWarning (UserWarning)                      what a user should know, though it stops nothing
 """
 
 
@@ -111,3 +114,11 @@ class TokenCacheError(DataError, OSError):
 
 class ProcessError(RopepatchError, RuntimeError):
     """Another process of the same run failed; its own error says why."""
+
+
+class NonFiniteError(RopepatchError, FloatingPointError):
+    """A loss, a gradient or a weight became NaN or infinite in training."""
+
+
+class RopepatchWarning(UserWarning):
+    """Something that a user should know, though it stops nothing."""

@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from ropepatch.errors import CheckpointError
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write beside `path`, then rename: a full disk or a crash leaves the old file whole."""
     aside = path.with_name(f".{path.name}.new")
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)

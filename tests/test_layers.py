@@ -48,7 +48,8 @@ WITHOUT_TRANSFORMERS = {
 KNOW_TRANSFORMERS_INSIDE = {"adapters", "checkpoint"}
 # What transformers documents for users; everything else is internal and moves between releases.
 PUBLIC_TRANSFORMERS = {"transformers"} | {
-    f"transformers.{module}" for module in ("trainer_callback", "trainer_utils", "utils")
+    f"transformers.{module}"
+    for module in ("integrations", "trainer_callback", "trainer_utils", "utils")
 }
 EXTRAS = {"accelerate", "datasets", "jinja2", "matplotlib", "peft"}
 MAY_USE_EXTRAS = {"checkpoint", "evals", "training"}

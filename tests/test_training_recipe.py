@@ -132,6 +132,42 @@ def test_an_adapter_has_no_rate_of_its_own_for_embeddings():
     assert "embedding_learning_rate is for whole models" in said
 
 
+OWN_TEXT = {"source": "books/train"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"data": OWN_TEXT}, "give evaluation.source, or evaluation: null"),
+        ({"data": OWN_TEXT, "evaluation": {"source": "books/train"}}, "is trained on; give other"),
+        ({"data": OWN_TEXT, "evaluation": {"source": "books/train/one.txt"}}, "is trained on"),
+        ({"data": OWN_TEXT, "evaluation": {"source": "./books/../books"}}, "is trained on"),
+        ({"data": {"split": "held_out"}}, "evaluation.source (stdlib) is trained on"),
+        ({"evaluation": {"factors": [8]}}, "evaluation.factors are other factors of patch"),
+        ({"patch": {}, "evaluation": {"factors": [4, 8]}}, "factors repeat 4"),
+        ({"evaluation": {"lengths": []}}, "evaluation.lengths"),
+        ({"evaluation": {"factors": [0.5]}}, "greater than or equal to 1; found 0.5"),
+    ],
+)
+def test_an_evaluation_that_would_say_nothing_is_refused(sections, expected):
+    assert expected in refusal({**SMALLEST, **sections})
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"evaluation": {"source": "stdlib"}},
+        {"data": OWN_TEXT, "evaluation": None},
+        {"data": OWN_TEXT, "evaluation": {"source": "stdlib"}},
+        {"data": OWN_TEXT, "evaluation": {"source": "books/train_more"}},
+        {"data": {"split": "held_out"}, "evaluation": {"source": "books"}},
+    ],
+)
+def test_an_evaluation_on_other_text_is_taken(sections):
+    parse_recipe({**SMALLEST, **sections})
+
+
 def test_overrides_are_yaml_and_make_missing_sections(tmp_path):
     path = write(tmp_path / "a.yaml", {**SMALLEST, "lora": None})
     overrides = ("training.bf16=true", "training.learning_rate=1e-4", "lora.r=2", "patch={}")

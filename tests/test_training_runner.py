@@ -26,7 +26,13 @@ from transformers import (
 )
 
 from ropepatch import load_pretrained, patch_info, verify
-from ropepatch.errors import CheckpointError, ConfigError, DataError, RopepatchError
+from ropepatch.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    RopepatchError,
+    RopepatchWarning,
+)
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.runner import TrainingInterrupted, prepare, train
@@ -128,7 +134,8 @@ def test_a_damaged_newest_checkpoint_is_not_resumed_from(tmp_path, base):
     with pytest.raises(TrainingInterrupted):
         train(recipe, callbacks=[StopAt(5, KeyboardInterrupt())])
     (tmp_path / "run" / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
-    assert same_weights(train(recipe).directory, base)
+    with pytest.warns(RopepatchWarning, match="goes on from checkpoint-2"):
+        assert same_weights(train(recipe).directory, base)
 
 
 def test_an_interruption_says_what_is_kept(tmp_path):

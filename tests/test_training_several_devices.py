@@ -163,7 +163,14 @@ def test_a_process_that_fails_ends_the_other_and_keeps_the_last_checkpoint(launc
     assert launch.returncode != 0
     assert "process 1 has no disk" in launch.stderr
     kept = {path.name for path in (root / "broken").iterdir() if not path.name.startswith(".")}
-    assert kept == {"checkpoint-2", "metrics.jsonl", "recipe.yaml"}
+    assert kept == {
+        "checkpoint-2",
+        "environment.json",
+        "loss.png",
+        "metrics.jsonl",
+        "recipe.yaml",
+        "ropepatch.json",
+    }
 
 
 def test_a_run_of_two_processes_is_not_gone_on_with_by_one(launch, root, cases):

@@ -58,6 +58,7 @@ def pretraining_tree(root: Path, **training: Any) -> dict[str, Any]:
             "logging_steps": 1,
             **training,
         },
+        "evaluation": None,
         "output_dir": str(root / "run"),
     }
 
@@ -88,3 +89,12 @@ def pretraining(root: Path, **training: Any) -> Recipe:
 
 def extension(root: Path, base: Path, **lora: Any) -> Recipe:
     return parse_recipe(extension_tree(root, base, **lora))
+
+
+def with_evaluation(tree: dict[str, Any], root: Path, **evaluation: Any) -> dict[str, Any]:
+    """The same recipe, measured on a few windows of other text."""
+    held_out = root / "held_out.txt"
+    words = (root / "corpus.txt").read_text(encoding="utf-8").split()
+    held_out.write_text(" ".join(reversed(words)), encoding="utf-8")
+    fast = {"source": str(held_out), "windows": 3, "prompts": 2}
+    return {**tree, "evaluation": fast | evaluation}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ropepatch.errors import DataError
+from ropepatch.errors import DataError, RopepatchWarning
 
 Split = Literal["train", "held_out"]
 
@@ -116,6 +116,7 @@ class Corpus(Iterable[Document]):
             warnings.warn(
                 f"{self.name}: {left_out.count} of {total} are left out, as they have no text"
                 f"{left_out.summary(': ')}",
+                RopepatchWarning,
                 stacklevel=2,
             )
 

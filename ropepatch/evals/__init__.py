@@ -3,7 +3,7 @@
 from ropepatch.evals.claims import Check, Claim, headline
 from ropepatch.evals.evaluation import Comparison, Evaluation, compare
 from ropepatch.evals.report import write_report
-from ropepatch.evals.runner import evaluate
+from ropepatch.evals.runner import Plan, evaluate, measure, plan_evaluation
 from ropepatch.evals.statistics import Interval, bootstrap_mean, paired_difference, wilson
 from ropepatch.evals.table import print_table
 
@@ -13,11 +13,14 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Interval",
+    "Plan",
     "bootstrap_mean",
     "compare",
     "evaluate",
     "headline",
+    "measure",
     "paired_difference",
+    "plan_evaluation",
     "print_table",
     "wilson",
     "write_report",

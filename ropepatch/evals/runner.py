@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,25 +29,34 @@ from ropepatch.verification import evaluation_mode
 _QUADRATIC_FROM = 2048
 
 
-def evaluate(
-    model: PreTrainedModel,
+@dataclass(frozen=True)
+class Plan:
+    """What is read, the same for all models that are to be compared."""
+
+    protocol: Protocol
+    windows: Windows
+    prompts: Mapping[int, list[RetrievalPrompt]]  #: by length; empty where none are asked
+    no_retrieval: str | None  #: why none are asked
+
+
+def plan_evaluation(
     tokenizer: PreTrainedTokenizerBase,
     documents: list[Document],
     *,
     lengths: Sequence[int],
     trained_length: int,
-    label: str,
     targets: int = 64,
     windows: int = 50,
     prompts: int = 64,
     pairs: int = 8,
     bos: bool = False,
     seed: int = 0,
-    progress: Callable[[float], None] | None = None,
-) -> Evaluation:
-    """Losses and retrieval of one model; `progress` is told the share of the work that is done.
+    is_encoder_decoder: bool = False,
+) -> Plan:
+    """Windows and prompts, cut from the documents before any model has to run.
 
-    Raises DataError for documents that hold no window, or a tokenizer that is not the model's.
+    Raises DataError for documents that hold too few windows, ConfigError for numbers that
+    contradict each other.
     """
     protocol = Protocol(
         lengths=tuple(lengths),
@@ -67,24 +77,65 @@ def evaluate(
         bos=bos,
         seed=seed,
     )
-    _check_vocabulary(model, cut)
+    asked, reason = _prompts(tokenizer, cut, protocol, is_encoder_decoder)
+    return Plan(protocol, cut, asked, reason)
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: list[Document],
+    *,
+    lengths: Sequence[int],
+    trained_length: int,
+    label: str,
+    targets: int = 64,
+    windows: int = 50,
+    prompts: int = 64,
+    pairs: int = 8,
+    bos: bool = False,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> Evaluation:
+    """Losses and retrieval of one model; `progress` is told the share of the work that is done.
+
+    Raises DataError for documents that hold no window, or a tokenizer that is not the model's.
+    """
+    plan = plan_evaluation(
+        tokenizer,
+        documents,
+        lengths=lengths,
+        trained_length=trained_length,
+        targets=targets,
+        windows=windows,
+        prompts=prompts,
+        pairs=pairs,
+        bos=bos,
+        seed=seed,
+        is_encoder_decoder=model.config.is_encoder_decoder,
+    )
+    return measure(model, plan, label, progress)
+
+
+def measure(
+    model: PreTrainedModel,
+    plan: Plan,
+    label: str,
+    progress: Callable[[float], None] | None = None,
+) -> Evaluation:
+    """Losses and retrieval of one model by a plan. Raises DataError for tokens it does not know."""
+    _check_vocabulary(model, plan.windows)
     with evaluation_mode(model):
-        return _measure(model, tokenizer, protocol, cut, label, progress or (lambda share: None))
+        return _measure(model, plan, label, progress or (lambda share: None))
 
 
 def _measure(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    protocol: Protocol,
-    windows: Windows,
-    label: str,
-    progress: Callable[[float], None],
+    model: PreTrainedModel, plan: Plan, label: str, progress: Callable[[float], None]
 ) -> Evaluation:
+    protocol, windows, prompts = plan.protocol, plan.windows, plan.prompts
     started = time.perf_counter()
     head = plain_head(model)
     patch, length_dependent = active_patch(model)
-    # Before anything takes long: prompts that do not fit are found now.
-    prompts, no_retrieval = _prompts(model, tokenizer, windows, protocol)
     longest, edges = protocol.lengths[-1], bin_edges(protocol.lengths)
     one_pass = not length_dependent and one_pass_is_exact(model, windows, longest, head=head)
     ends = run_ends(model, edges, protocol.targets, one_pass=one_pass)
@@ -106,7 +157,7 @@ def _measure(
         **model_settings(model),
         "patch": patch,
         "position_bins": _runs_in_words(ends, edges, protocol.targets),
-        "no_retrieval": no_retrieval,
+        "no_retrieval": plan.no_retrieval,
         "seconds": round(time.perf_counter() - started, 1),
     }
     return Evaluation(
@@ -131,15 +182,15 @@ def _runs_in_words(ends: Sequence[int], edges: Sequence[int], targets: int) -> s
 
 
 def _prompts(
-    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     windows: Windows,
     protocol: Protocol,
+    is_encoder_decoder: bool,
 ) -> tuple[dict[int, list[RetrievalPrompt]], str | None]:
     """Prompts by length, or none and the reason why retrieval is not measured."""
     if protocol.prompts == 0:
         return {}, "not asked for"
-    if model.config.is_encoder_decoder:
+    if is_encoder_decoder:
         return {}, "asked of causal models only"
     try:
         vocabulary = RetrievalVocabulary.from_tokenizer(tokenizer)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
@@ -48,7 +49,7 @@ def load_tokenizer(recipe: Recipe, documents: Iterable[Document]) -> PreTrainedT
 
 def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
     """The model of the recipe with its patch and adapter, trainable."""
-    model = _base_model(recipe.model, tokenizer)
+    model = base_model(recipe.model, tokenizer)
     rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     if len(tokenizer) > rows:
         raise DataError(
@@ -72,7 +73,7 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     return model if recipe.adapter is None else add_lora(model, recipe.adapter)
 
 
-def apply_patch(model: PreTrainedModel, recipe: PatchRecipe) -> None:
+def apply_patch(model: nn.Module, recipe: PatchRecipe) -> None:
     """Patch the model in place."""
     patch_model(
         model,
@@ -133,7 +134,8 @@ def _check_positions(model: PreTrainedModel, recipe: Recipe) -> None:
         )
 
 
-def _base_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def base_model(recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The checkpoint as it is, or a new model of random weights."""
     dtype = getattr(torch, recipe.dtype)
     if recipe.path is None:
         new = _new_model(dict(recipe.config or {}), tokenizer, dtype)

@@ -19,6 +19,7 @@ from ropepatch.adapters.pretrained import decoder_config, language_model_class
 from ropepatch.checkpoint import ADAPTER_CONFIG, load_pretrained
 from ropepatch.errors import CheckpointError, RopepatchError
 from ropepatch.manifest import CONFIG_KEY
+from ropepatch.training.downloads import again, broke_off
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -62,7 +63,11 @@ def _readable(source: str) -> Iterator[None]:
         yield
     except RopepatchError:
         raise
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        where = "cannot be loaded" if local else "is no directory here, and not on the Hub"
+    except Exception as error:  # transports of the Hub have errors of no common class
         reason = str(error).strip().partition("\n")[0]
+        if not local and broke_off(error):
+            raise CheckpointError(f"{source} is no directory here, and {again(reason)}") from error
+        if not isinstance(error, OSError | ValueError | KeyError | SafetensorError):
+            raise
+        where = "cannot be loaded" if local else "is no directory here, and not on the Hub"
         raise CheckpointError(f"{source} {where}: {reason}") from error

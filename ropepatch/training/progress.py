@@ -102,6 +102,10 @@ class TerminalProgress(ProgressDisplay):
         status = f"step {progress.step}/{progress.max_steps}  {progress_status(progress)}"
         self.show(progress.step / progress.max_steps, status)
 
+    def measured(self, label: str, share: float) -> None:
+        """Tell that `share` of the evaluation is done, which has come to a stage of that label."""
+        self.show(share, f"evaluation {share:.0%}  {label}")
+
 
 def progress_status(progress: TrainingProgress) -> str:
     """`loss 2.301  12,100 tokens/s  4 min 10 s left`."""

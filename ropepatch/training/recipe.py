@@ -15,6 +15,7 @@ from ropepatch.training.sections import (
     STRICT,
     DataRecipe,
     DistributedRecipe,
+    EvaluationRecipe,
     LoraRecipe,
     ModelRecipe,
     PatchRecipe,
@@ -35,6 +36,8 @@ class Recipe:
     lora: LoraRecipe | None = None
     stages: list[Stage] = dataclasses.field(default_factory=list)  #: see training/stages.py
     distributed: DistributedRecipe = dataclasses.field(default_factory=DistributedRecipe)
+    #: before and after; null for none
+    evaluation: EvaluationRecipe | None = dataclasses.field(default_factory=EvaluationRecipe)
 
     def __post_init__(self) -> None:
         if self.lora is not None and self.model.path is None:
@@ -48,6 +51,8 @@ class Recipe:
             if self.training.shifted_attention is not None:
                 self.training.shifted_attention.check(length)
         self._check_data()
+        if self.evaluation is not None:
+            self._check_evaluation(self.evaluation)
 
     def _check_data(self) -> None:
         dataset = self.data.dataset
@@ -113,6 +118,11 @@ class Recipe:
             return self.data.positions.target
         return (stage.length or self.data.length) - (self.data.target_length or 0)
 
+    @property
+    def final_patch(self) -> PatchRecipe | None:
+        """The patch of the model that comes out."""
+        return self.patch_of(self.stages[-1]) if self.stages else self.patch
+
     def patch_of(self, stage: Stage) -> PatchRecipe | None:
         """The patch during a stage."""
         if self.patch is None:
@@ -122,6 +132,32 @@ class Recipe:
             factor=stage.factor or self.patch.factor,
             options={**self.patch.options, **stage.options},
         )
+
+    def _check_evaluation(self, evaluation: EvaluationRecipe) -> None:
+        if evaluation.factors and self.patch is None:
+            raise ValueError("evaluation.factors are other factors of patch, which is missing")
+        if self.patch is not None and self.patch.factor in evaluation.factors:
+            raise ValueError(
+                f"evaluation.factors repeat {self.patch.factor:g}, which is measured in any case"
+            )
+        if evaluation.source is None and self.data.source != "stdlib":
+            raise ValueError(
+                "evaluation needs text that is not trained on, and data.source "
+                f"({self.data.source}) sets none apart; give evaluation.source, or evaluation: null "
+                "to measure nothing"
+            )
+        if self._trains_on(evaluation.source or "stdlib"):
+            raise ValueError(
+                f"evaluation.source ({evaluation.source or 'stdlib'}) is trained on; give other "
+                "text, or evaluation: null to measure nothing"
+            )
+
+    def _trains_on(self, source: str) -> bool:
+        """Whether text to measure on (of stdlib, the held-out split) is among that of `data`."""
+        if "stdlib" in (source, self.data.source):
+            return source == self.data.source and self.data.split == "held_out"
+        trained, measured = Path(self.data.source).resolve(), Path(source).resolve()
+        return measured.is_relative_to(trained) or trained.is_relative_to(measured)
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:

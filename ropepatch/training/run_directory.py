@@ -1,26 +1,23 @@
 """What a run leaves on disk: its recipe, metrics, checkpoints and result, each whole or absent."""
 
-import json
 import os
 import shutil
 import tempfile
-import zipfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError, safe_open
 
-from ropepatch.errors import CheckpointError, ConfigError
+from ropepatch.errors import CheckpointError, ConfigError, RopepatchWarning
+from ropepatch.training.checkpoints import checkpoints, damage
 from ropepatch.training.recipe import Recipe, parse_recipe, recipe_differences, recipe_tree
 from ropepatch.whole_files import write_whole
 
 _STAGING = ".staging-"
 _NEARLY_NOTHING = 1 << 20  #: bytes
-_WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
-_OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "global_step*/*optim_states.pt")  #: FSDP, DeepSpeed
 
 
 class RunDirectory:
@@ -39,6 +36,11 @@ class RunDirectory:
         """Where the finished model or adapter lies."""
         return self.path / "final"
 
+    @property
+    def evaluation(self) -> Path:
+        """Where the report of the evaluation before and after lies."""
+        return self.path / "evaluation"
+
     def claim(self) -> None:
         """Make the directory this recipe's, or refuse; says now what saving would say later."""
         try:
@@ -47,11 +49,11 @@ class RunDirectory:
                 shutil.rmtree(leftover)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
+            self._claim_recipe(self.path / "recipe.yaml")
         except OSError as error:
             raise CheckpointError(
                 f"cannot write to output_dir {self.path}: {error.strerror}; choose another one"
             ) from None
-        self._claim_recipe(self.path / "recipe.yaml")
 
     def _claim_recipe(self, path: Path) -> None:
         # Through YAML, so that what is compared is what a file can hold.
@@ -59,12 +61,12 @@ class RunDirectory:
         # A run that has saved nothing holds nothing to protect: its recipe may be corrected.
         if path.exists() and (self.result.exists() or any(self.path.glob("checkpoint-*"))):
             self._refuse_other(_stored_tree(path), yaml.safe_load(text))
-        else:
-            write_whole(path, text)
+        write_whole(path, text)
 
     def _refuse_other(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        # A directory may be moved, or named in another way.
-        differences = recipe_differences(old | {"output_dir": ""}, new | {"output_dir": ""})
+        # A directory may be moved, and a finished run measured again in another way.
+        free = {"output_dir": None, "evaluation": None}
+        differences = recipe_differences(old | free, new | free)
         if differences:
             raise ConfigError(
                 f"output_dir {self.path} belongs to a run of another recipe "
@@ -72,14 +74,26 @@ class RunDirectory:
             )
 
     def last_good_checkpoint(self) -> Path | None:
-        """The newest checkpoint that can be resumed from; damaged ones are passed over."""
-        numbered = [
-            (int(step), path)
-            for path in self.path.glob("checkpoint-*")
-            if (step := path.name.partition("-")[2]).isdigit()
-        ]
-        good = (path for _, path in sorted(numbered, reverse=True) if _is_whole(path))
-        return next(good, None)
+        """The newest checkpoint to go on from; damaged ones are set aside, with a RopepatchWarning."""
+        damaged = []
+        for checkpoint in checkpoints(self.path):
+            reason = damage(checkpoint)
+            if reason is None:
+                break
+            # As the newest by number it would outlive the good ones that are written before it.
+            aside = self.path / f"damaged-{checkpoint.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+            damaged.append(f"{checkpoint.name} is not whole ({reason}), kept as {aside.name}")
+        newest = next(iter(checkpoints(self.path)), None)
+        if damaged:
+            start = "starts from the beginning" if newest is None else f"goes on from {newest.name}"
+            warnings.warn(
+                f"{self.path}: {'; '.join(damaged)}; the run {start}",
+                RopepatchWarning,
+                stacklevel=2,
+            )
+        return newest
 
     @contextmanager
     def publish(self, name: str) -> Iterator[Path]:
@@ -105,7 +119,9 @@ class RunDirectory:
 
     def kept(self) -> str:
         """What is left after a run broke off, for its message."""
-        checkpoint = self.last_good_checkpoint()
+        if self.result.exists():
+            return f"the trained model is kept: {self.result}"
+        checkpoint = next(iter(checkpoints(self.path)), None)
         if checkpoint is None:
             return f"no checkpoint had been saved in {self.path} yet"
         return f"the last good checkpoint is kept: {checkpoint}"
@@ -118,27 +134,6 @@ def _stored_tree(path: Path) -> dict[str, Any]:
         return recipe_tree(parse_recipe(tree))
     except ConfigError:  # of another version; the differences will say in what
         return tree
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether state, optimizer and weights can be read (sizes against headers, not contents)."""
-    try:
-        state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
-        found = [checkpoint / name for name in _WEIGHTS if (checkpoint / name).exists()]
-        found += checkpoint.glob("model-*.safetensors")
-        for weights in found:
-            with safe_open(weights, framework="pt"):
-                pass
-    except (OSError, ValueError, SafetensorError):
-        return False
-    archives = [path for path in checkpoint.rglob("*") if path.suffix in (".pt", ".pth", ".bin")]
-    return (
-        bool(found)
-        and "global_step" in state
-        and any(any(checkpoint.glob(pattern)) for pattern in _OPTIMIZERS)
-        and (checkpoint / "scheduler.pt").exists()
-        and all(map(zipfile.is_zipfile, archives))
-    )
 
 
 def _replace_directory(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate.utils import release_memory
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,10 +20,16 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from ropepatch.adapters.pretrained import pretrained_model
-from ropepatch.errors import CheckpointError
+from ropepatch.checkpoint import write_sidecar
+from ropepatch.errors import CheckpointError, NonFiniteError, RopepatchError
+from ropepatch.evals import Evaluation
 from ropepatch.terminal import quiet_transformers
+from ropepatch.training.before_after import StageSink, evaluate_run, is_evaluated, plan_run
+from ropepatch.training.checkpoints import step_of
 from ropepatch.training.distributed import refuse_devices, refuse_parts
+from ropepatch.training.environment import record_session
 from ropepatch.training.interrupts import InterruptCallback
+from ropepatch.training.loss_curve import LossCurveCallback, draw_loss_curve
 from ropepatch.training.models import load_model, load_tokenizer
 from ropepatch.training.processes import (
     from_main,
@@ -38,6 +45,7 @@ from ropepatch.training.progress import (
     forget_metrics_after,
 )
 from ropepatch.training.recipe import Recipe
+from ropepatch.training.reporters import logs_below, require_reporters
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.sequences import open_corpus, tokens_per_step, training_data
 from ropepatch.training.stages import StageCallback
@@ -57,45 +65,77 @@ class TrainingResult:
     steps: int
     loss: float | None  #: of the last logging step, nats per token; None if it was done before
     seconds: float  #: of this session
+    stages: tuple[Evaluation, ...] = ()  #: measured in this session, the trained model last
 
 
 def train(
     recipe: Recipe,
     progress: ProgressSink | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    *,
     tell: Tell | None = None,
+    measured: StageSink | None = None,
 ) -> TrainingResult:
     """Run the recipe to its end, going on from the last good checkpoint in its output_dir.
 
-    `progress` hears of every step, `tell` what is prepared before the first.
+    Then measure what its `evaluation` says. `progress` hears of every step, `tell` what is prepared
+    before the first, `measured` of the evaluation. A RopepatchWarning tells of damaged checkpoints.
     """
     run = RunDirectory(recipe)
     checkpoint = from_main(lambda: _open(run))
-    if run.result.exists():
-        return TrainingResult(run.result, recipe.training.max_steps, None, 0.0)
     started = time.perf_counter()
+    steps, loss = recipe.training.max_steps, None
+    stages: tuple[Evaluation, ...] = ()
     with quiet_transformers():
-        interrupts = InterruptCallback()
-        with together():
-            trainer = prepare(recipe, run, progress, [*callbacks, interrupts], tell)
-        with _explained(run), interrupts.listening():
-            from_main(lambda: forget_metrics_after(run.metrics, _step_of(checkpoint)))
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            _save_result(trainer, recipe, run)
-    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    seconds = time.perf_counter() - started
-    return TrainingResult(run.result, trainer.state.global_step, losses[-1], seconds)
+        if not run.result.exists():
+            with logs_below(run.path / "logs", recipe.training.report_to):
+                with together():
+                    trainer = prepare(recipe, run, progress, callbacks, tell)
+                steps, loss = _fit(trainer, recipe, run, checkpoint)
+                del trainer
+        if processes().is_main_process and not is_evaluated(recipe, run):
+            release_memory()  # the Trainer's, which the measured models may need
+            with _explained(run):
+                stages = evaluate_run(recipe, run, measured)
+                draw_loss_curve(run.metrics, tokens_per_step(recipe), stages)
+    return TrainingResult(run.result, steps, loss, time.perf_counter() - started, stages)
 
 
 def _open(run: RunDirectory) -> Path | None:
     """Claim the directory for a launch that can run its recipe; the checkpoint to go on from."""
     refuse_odd_launch()
     refuse_devices(run.recipe.distributed)
+    require_reporters(run.recipe.training.report_to)
     run.claim()
+    if run.result.exists():
+        return None
     checkpoint = run.last_good_checkpoint()
-    if checkpoint is not None and not run.result.exists():
+    if checkpoint is not None:
         require_same_processes(checkpoint)
     return checkpoint
+
+
+def _fit(
+    trainer: RunTrainer, recipe: Recipe, run: RunDirectory, checkpoint: Path | None
+) -> tuple[int, float]:
+    """Train and save the result; the steps done in all, and the last loss."""
+
+    def start() -> None:
+        first_step = step_of(checkpoint) if checkpoint else 0
+        forget_metrics_after(run.metrics, first_step)
+        record_session(run.path / "environment.json", first_step)
+        write_sidecar(trainer.trained, run.path)
+
+    interrupts = InterruptCallback()
+    trainer.add_callback(interrupts)
+    with _explained(run), interrupts.listening():
+        from_main(start)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if processes().is_main_process:
+            draw_loss_curve(run.metrics, tokens_per_step(recipe))
+        _save_result(trainer, recipe, run)
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return trainer.state.global_step, losses[-1]
 
 
 @contextmanager
@@ -106,7 +146,13 @@ def _explained(run: RunDirectory) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise TrainingInterrupted(f"stopped; {run.kept()}; {again}") from None
-    except CheckpointError:
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"{error}; nothing of that step is kept, and {run.kept()}. The same recipe would come "
+            "to the same step again: look at the text of it, or lower training.learning_rate, "
+            "raise training.warmup_steps or leave out training.bf16, with another output_dir"
+        ) from None
+    except RopepatchError:
         raise
     except OSError as error:
         raise CheckpointError(
@@ -129,7 +175,8 @@ def prepare(
     tokenizer, data = _sequences(recipe, tell)
     model = load_model(recipe, tokenizer)
     refuse_parts(recipe.distributed, model, data)
-    is_main = processes().is_main_process
+    if recipe.evaluation is not None:
+        plan_run(recipe, model, tokenizer)
     trainer = RunTrainer(
         model=model,
         args=training_arguments(recipe.training, recipe.output_dir, recipe.distributed),
@@ -137,16 +184,25 @@ def prepare(
         # The tokenizer's own would add a mask of ones, which lets packed documents see each other.
         data_collator=default_data_collator,
         tokenizer=tokenizer,
-        callbacks=[*([MetricsCallback(run.metrics)] if is_main else []), *callbacks],
+        callbacks=[*_records(recipe, run, progress), *callbacks],
         run=run,
         embedding_learning_rate=recipe.training.embedding_learning_rate,
     )
     trainer.remove_callback(PrinterCallback)
     if recipe.stages:
         trainer.add_callback(StageCallback(recipe, pretrained_model(model)))
-    if progress is not None and is_main:
-        trainer.add_callback(ProgressCallback(progress, tokens_per_step(recipe)))
     return trainer
+
+
+def _records(
+    recipe: Recipe, run: RunDirectory, progress: ProgressSink | None
+) -> list[TrainerCallback]:
+    """What writes down and tells how the run goes, in the one process that does."""
+    if not processes().is_main_process:
+        return []
+    tokens = tokens_per_step(recipe)
+    told = [] if progress is None else [ProgressCallback(progress, tokens)]
+    return [MetricsCallback(run.metrics), LossCurveCallback(run.metrics, tokens), *told]
 
 
 def _sequences(
@@ -173,7 +229,3 @@ def _save_result(trainer: RunTrainer, recipe: Recipe, run: RunDirectory) -> None
     if recipe.model.save_dtype is not None and not isinstance(trainer.trained, PeftModel):
         trainer.trained.to(getattr(torch, recipe.model.save_dtype))
     trainer.publish_model(run.result.name)
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.partition("-")[2]) if checkpoint else 0

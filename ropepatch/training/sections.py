@@ -244,3 +244,16 @@ class DistributedRecipe:
             raise ValueError(
                 "sequence_parallel runs on DeepSpeed, which has no fsdp; leave one out"
             )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvaluationRecipe:
+    """What is measured once the model is trained: it, its base, and its base with the patch alone."""
+
+    source: str | None = None  #: text that was not trained on; stdlib's held-out split by default
+    #: tokens; by default 1, 2, 4, … times the trained length up to the patched one
+    lengths: Annotated[list[Count], Field(min_length=1)] | None = None
+    windows: Count = 50  #: of held-out text, each read at every length
+    prompts: Whole = 64  #: retrieval prompts per length; none if the tokenizer reserves no tokens
+    #: the trained model is measured with these factors too: train at ×4, evaluate at ×8
+    factors: list[Annotated[float, Field(ge=1)]] = dataclasses.field(default_factory=list)

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ropepatch.corpus import Corpus, Document, encode
-from ropepatch.errors import TokenCacheError
+from ropepatch.errors import RopepatchWarning, TokenCacheError
 
 _FORMAT = (
     "ropepatch tokens 1"  #: part of every key: raise it when documents are encoded differently
@@ -140,7 +140,9 @@ def _open(path: Path) -> StoredTokens | None:
                 return StoredTokens(**tensors)
     except (OSError, SafetensorError):
         pass
-    warnings.warn(f"the tokens in {path} are damaged, and are made again", stacklevel=2)
+    warnings.warn(
+        f"the tokens in {path} are damaged, and are made again", RopepatchWarning, stacklevel=2
+    )
     return None
 
 

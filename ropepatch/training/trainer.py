@@ -10,17 +10,19 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from ropepatch.checkpoint import save_pretrained, write_sidecar
+from ropepatch.training.checkpoints import seal
 from ropepatch.training.distributed import distributed_arguments
+from ropepatch.training.finite_trainer import FiniteTrainer
 from ropepatch.training.processes import from_main, processes
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.sections import DistributedRecipe, TrainingRecipe
 
 
-class RunTrainer(Trainer):
+class RunTrainer(FiniteTrainer):
     """Writes each checkpoint aside and renames it: a crash leaves the one before."""
 
     def __init__(
@@ -40,11 +42,13 @@ class RunTrainer(Trainer):
         self.trained = model
         self.tokenizer = tokenizer
         self.run = run
+        self.shared_by = run.recipe.distributed.shared_by
         self.embedding_learning_rate = embedding_learning_rate
         self.staging: Path | None = None
 
     def publish_model(self, name: str) -> None:
         """Save the model and its tokenizer as a directory of the run."""
+        self.require_finite_weights()
         self.trained.config.use_cache = self.used_cache
         with self._published(name) as staging:
             whole = self._whole_weights() if self.is_fsdp_enabled else None
@@ -111,8 +115,13 @@ class RunTrainer(Trainer):
         return str(self.staging or self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with self._published(f"checkpoint-{self.state.global_step}") as self.staging:
+        self.require_finite_weights()
+        name = f"checkpoint-{self.state.global_step}"
+        with self._published(name) as self.staging:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                seal(self.staging / name)
         self.staging = None
         if self.args.should_save:
             rotate_checkpoints(str(self.run.path), save_total_limit=self.args.save_total_limit)
@@ -156,6 +165,7 @@ def training_arguments(
         # Otherwise a NaN loss is logged as the average of the losses before it.
         logging_nan_inf_filter=False,
         report_to=recipe.report_to or "none",
+        run_name=Path(output_dir).name,
         disable_tqdm=True,
         use_cpu=not torch.accelerator.is_available(),
         # The mixture is random by index already: in order, a resumed run sees what it would have.
