@@ -140,11 +140,10 @@ class Recipe:
             raise ValueError(
                 f"evaluation.factors repeat {self.patch.factor:g}, which is measured in any case"
             )
-        if evaluation.source is None and self.data.source != "stdlib":
+        if evaluation.source is None and self.data.origin != "stdlib":
             raise ValueError(
-                "evaluation needs text that is not trained on, and data.source "
-                f"({self.data.source}) sets none apart; give evaluation.source, or evaluation: null "
-                "to measure nothing"
+                f"evaluation needs text that is not trained on, and {self.data.origin} sets none "
+                "apart for it; give evaluation.source, or evaluation: null to measure nothing"
             )
         if self._trains_on(evaluation.source or "stdlib"):
             raise ValueError(
@@ -154,9 +153,9 @@ class Recipe:
 
     def _trains_on(self, source: str) -> bool:
         """Whether text to measure on (of stdlib, the held-out split) is among that of `data`."""
-        if "stdlib" in (source, self.data.source):
-            return source == self.data.source and self.data.split == "held_out"
-        trained, measured = Path(self.data.source).resolve(), Path(source).resolve()
+        if "stdlib" in (source, self.data.origin):
+            return source == self.data.origin and self.data.split == "held_out"
+        trained, measured = Path(self.data.origin).resolve(), Path(source).resolve()
         return measured.is_relative_to(trained) or trained.is_relative_to(measured)
 
 

@@ -153,6 +153,11 @@ class DataRecipe:
                 "mixture.retrieval and mixture.drill_phase to 0"
             )
 
+    @property
+    def origin(self) -> str:
+        """What is trained on: "stdlib", a path, or the name of a dataset."""
+        return self.source if self.dataset is None else self.dataset.path
+
     def check(self, length: int) -> None:
         """Raise ValueError or ConfigError for sequences of `length` tokens."""
         if self.positions is not None:
