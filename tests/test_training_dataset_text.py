@@ -186,7 +186,7 @@ def test_of_a_stream_as_much_is_read_as_a_run_can_use(lines, max_tokens, streami
         ({"dataset": {"path": "b"}, "files": ["*.py"]}, "files chooses from a directory"),
         ({"dataset": {"path": "b", "streaming": True}}, "model.config trains a tokenizer on all"),
         ({"dataset": {"name": "b"}}, "data.dataset.path is missing"),
-        ({"dataset": {"path": "a/b"}}, "not trained on, and a/b sets none apart for it"),
+        ({"dataset": {"path": "a/b"}}, "not trained on, and of a/b nothing is kept"),
     ],
 )
 def test_contradictions_about_sources_are_refused(data, complaint):

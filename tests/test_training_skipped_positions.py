@@ -86,8 +86,12 @@ def test_text_of_pose_stands_where_its_positions_say():
         assert columns["attention_mask"].all()
 
 
-def test_text_of_random_positions_is_one_piece():
-    text = SkippingWindows([DOCUMENT], 32, Skips(kind="random", target=128))
+@pytest.mark.parametrize(
+    "skips",
+    [Skips(kind="random", target=512), Skips(kind="pose", target=512, chunks=4, contiguous=True)],
+)
+def test_text_of_random_positions_or_asked_for_in_one_piece_may_be_short(skips):
+    text = SkippingWindows([DOCUMENT], 32, skips)
     tokens, scored, columns, _ = text.draw(np.random.default_rng(0))
     assert (np.diff(tokens) == 1).all()
     assert scored.all()

@@ -99,6 +99,20 @@ class Corpus(Iterable[Document]):
         self.identity = identity  #: of contents that are not read whole to tell them from others
         self._said = False
 
+    def after(self, count: int) -> "Corpus":
+        """The documents behind the first `count` ones."""
+
+        def read() -> Iterator[Document | str]:
+            passed = 0
+            for item in self.read():
+                if passed < count and isinstance(item, Document):
+                    passed += 1
+                else:
+                    yield item
+
+        identity = None if self.identity is None else f"{self.identity} after {count}"
+        return Corpus(self.name, read, identity)
+
     def __iter__(self) -> Iterator[Document]:
         """Raises DataError at the end if there was no document."""
         found, left_out = 0, _LeftOut()

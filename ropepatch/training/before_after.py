@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from ropepatch.adapters.pretrained import pretrained_model, trained_length
 from ropepatch.checkpoint import load_pretrained
-from ropepatch.corpus import load_documents
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.evals import Evaluation, Plan, compare, measure, plan_evaluation, write_report
 from ropepatch.patch import patch_info, unpatch_model
@@ -19,6 +18,7 @@ from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.training.recipe import Recipe, recipe_tree
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.sections import EvaluationRecipe, PatchRecipe
+from ropepatch.training.sequences import held_out_documents
 
 StageSink = Callable[
     [str, float], None
@@ -49,7 +49,7 @@ def plan_run(recipe: Recipe, model: nn.Module, tokenizer: PreTrainedTokenizerBas
     try:
         return plan_evaluation(
             tokenizer,
-            load_documents(evaluation.source or "stdlib", "held_out"),
+            held_out_documents(recipe),
             lengths=lengths,
             trained_length=trained,
             targets=min(targets),

@@ -140,23 +140,28 @@ class Recipe:
             raise ValueError(
                 f"evaluation.factors repeat {self.patch.factor:g}, which is measured in any case"
             )
-        if evaluation.source is None and self.data.origin != "stdlib":
+        if evaluation.source is None and self.data.held_out:
+            return
+        own = self.data.dataset.path if self.data.dataset else self.data.source
+        if evaluation.source is None and own != "stdlib":
             raise ValueError(
-                f"evaluation needs text that is not trained on, and {self.data.origin} sets none "
-                "apart for it; give evaluation.source, or evaluation: null to measure nothing"
+                f"evaluation needs text that is not trained on, and of {own} nothing is kept; set "
+                "data.held_out to how many documents to keep for it, give evaluation.source, or "
+                "evaluation: null to measure nothing"
             )
-        if self._trains_on(evaluation.source or "stdlib"):
+        measured = evaluation.source or "stdlib"
+        if self._trains_on(own, measured):
             raise ValueError(
-                f"evaluation.source ({evaluation.source or 'stdlib'}) is trained on; give other "
-                "text, or evaluation: null to measure nothing"
+                f"evaluation.source ({measured}) is trained on; give other text, or evaluation: null "
+                "to measure nothing"
             )
 
-    def _trains_on(self, source: str) -> bool:
+    def _trains_on(self, own: str, measured: str) -> bool:
         """Whether text to measure on (of stdlib, the held-out split) is among that of `data`."""
-        if "stdlib" in (source, self.data.origin):
-            return source == self.data.origin and self.data.split == "held_out"
-        trained, measured = Path(self.data.origin).resolve(), Path(source).resolve()
-        return measured.is_relative_to(trained) or trained.is_relative_to(measured)
+        if "stdlib" in (own, measured):
+            return own == measured and self.data.split == "held_out"
+        trained, other = Path(own).resolve(), Path(measured).resolve()
+        return other.is_relative_to(trained) or trained.is_relative_to(other)
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:

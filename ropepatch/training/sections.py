@@ -134,6 +134,7 @@ class DataRecipe:
     seed: Whole = 0
     mixture: Shares = dataclasses.field(default_factory=Shares)
     positions: Skips | None = None  #: PoSE and RandPos
+    held_out: Whole = 0  #: first documents, kept from training for the evaluation
     packing: Packing | None = None  #: several documents in a sequence; None: windows of single ones
 
     def __post_init__(self) -> None:
@@ -152,11 +153,6 @@ class DataRecipe:
                 "retrieval and drills are for causal models; with target_length, set "
                 "mixture.retrieval and mixture.drill_phase to 0"
             )
-
-    @property
-    def origin(self) -> str:
-        """What is trained on: "stdlib", a path, or the name of a dataset."""
-        return self.source if self.dataset is None else self.dataset.path
 
     def check(self, length: int) -> None:
         """Raise ValueError or ConfigError for sequences of `length` tokens."""
@@ -255,7 +251,8 @@ class DistributedRecipe:
 class EvaluationRecipe:
     """What is measured once the model is trained: it, its base, and its base with the patch alone."""
 
-    source: str | None = None  #: text that was not trained on; stdlib's held-out split by default
+    #: text that was not trained on; by default what data.held_out keeps, or stdlib's held-out split
+    source: str | None = None
     #: tokens; by default 1, 2, 4, … times the trained length up to the patched one
     lengths: Annotated[list[Count], Field(min_length=1)] | None = None
     windows: Count = 50  #: of held-out text, each read at every length

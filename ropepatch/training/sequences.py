@@ -1,14 +1,21 @@
 """The sequences that a recipe trains on, and how many of them."""
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from transformers import PreTrainedTokenizerBase
 
-from ropepatch.corpus import Corpus, RetrievalVocabulary, standard_library, text_files
+from ropepatch.corpus import (
+    Corpus,
+    Document,
+    RetrievalVocabulary,
+    load_documents,
+    standard_library,
+    text_files,
+)
 from ropepatch.training.dataset_text import open_dataset
 from ropepatch.training.distributed import replicas
 from ropepatch.training.mixture import TrainingMixture
@@ -33,7 +40,20 @@ def _sequences_per_step(recipe: Recipe) -> int:
 
 
 def open_corpus(recipe: DataRecipe) -> Corpus:
-    """The documents of a recipe."""
+    """The documents that a recipe trains on."""
+    corpus = _corpus(recipe)
+    return corpus.after(recipe.held_out) if recipe.held_out else corpus
+
+
+def held_out_documents(recipe: Recipe) -> list[Document]:
+    """The documents that its evaluation reads, none of which is trained on."""
+    source = None if recipe.evaluation is None else recipe.evaluation.source
+    if source is None and recipe.data.held_out:
+        return list(islice(_corpus(recipe.data), recipe.data.held_out))
+    return load_documents(source or "stdlib", "held_out")
+
+
+def _corpus(recipe: DataRecipe) -> Corpus:
     if recipe.dataset is not None:
         return open_dataset(recipe.dataset, recipe.text_field)
     if recipe.source == "stdlib":

@@ -50,6 +50,7 @@ class Skips:
     kind: Skipping = "pose"
     target: int  #: tokens of context whose positions are trained
     chunks: int = 2  #: pieces of a sequence between which PoSE skips
+    contiguous: bool = False  #: PoSE of one piece of text, for documents shorter than `target`
 
     def __post_init__(self) -> None:
         if self.chunks < 2:
@@ -74,4 +75,4 @@ class Skips:
     @property
     def skip_text(self) -> bool:
         """Whether text stands where its positions say: PoSE's pieces do, so that far is far."""
-        return self.kind == "pose"
+        return self.kind == "pose" and not self.contiguous
