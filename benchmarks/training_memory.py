@@ -84,13 +84,14 @@ def compare(changes: Changes) -> tuple[float, float]:
 
 
 def recipe_of(changes: Changes, directory: Path) -> Recipe:
-    """A run of two steps of 4096 tokens that extends a bundled checkpoint four times."""
+    """A run of two steps of 4096 tokens that extends a bundled checkpoint 16 times."""
     text = directory / "text.txt"
     text.write_text((ROOT / "CHANGELOG.md").read_text(encoding="utf-8") * 4, encoding="utf-8")
     tree: dict[str, Any] = {
         "model": {"path": "tiny-llama"},
-        "patch": {"method": "yarn", "factor": 4},
+        "patch": {"method": "yarn", "factor": 16},
         "data": {"source": str(text), "length": 4096, "mixture": {"retrieval": 0.0}},
+        "evaluation": None,
         "training": {"max_steps": 2, "learning_rate": 1e-4, "per_device_batch_size": 1},
         "output_dir": str(directory / "run"),
     }

@@ -171,7 +171,7 @@ def test_of_a_stream_as_much_is_read_as_a_run_can_use(lines, max_tokens, streami
     data = {"dataset": dataset, "length": 8, "mixture": {"retrieval": 0}, "max_tokens": max_tokens}
     training = {"max_steps": 2, "per_device_batch_size": 3, "learning_rate": 1}
     tree = {"model": {"path": "x"}, "training": training, "data": data, "output_dir": "out"}
-    recipe = parse_recipe(tree)
+    recipe = parse_recipe({**tree, "evaluation": None})
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     (mixture,) = training_mixtures(recipe, open_corpus(recipe.data), tokenizer)
@@ -186,6 +186,7 @@ def test_of_a_stream_as_much_is_read_as_a_run_can_use(lines, max_tokens, streami
         ({"dataset": {"path": "b"}, "files": ["*.py"]}, "files chooses from a directory"),
         ({"dataset": {"path": "b", "streaming": True}}, "model.config trains a tokenizer on all"),
         ({"dataset": {"name": "b"}}, "data.dataset.path is missing"),
+        ({"dataset": {"path": "a/b"}}, "not trained on, and of a/b nothing is kept"),
     ],
 )
 def test_contradictions_about_sources_are_refused(data, complaint):

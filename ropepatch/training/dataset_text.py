@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ropepatch.corpus import Corpus, Document
 from ropepatch.corpus.files import is_saved_dataset, row_text
 from ropepatch.errors import DataError, RopepatchError
+from ropepatch.training.downloads import broke_off
 from ropepatch.training.sections import DatasetRecipe
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _explained(recipe: DatasetRecipe, what: str) -> Iterator[None]:
 
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
         reason = textwrap.shorten(str(cause or error), _LONGEST_REASON)
-        if isinstance(cause or error, FileNotFoundError | ValueError):
+        if not broke_off(error):
             advice = (
                 "check data.dataset; for what is private on the Hub, log in with `hf auth login`"
             )
