@@ -52,7 +52,7 @@ CELLS: dict[str, Changes] = {
     "bloom, LoRA": {"model.path": "tiny-bloom", "patch.method": "linear", "lora": {}},
     "t5, full": {
         "model.path": "tiny-t5",
-        "patch": {"method": "log", "factor": 4, "original_max_position_embeddings": 256},
+        "patch": {"method": "log", "factor": 16, "original_max_position_embeddings": 256},
         "data.target_length": 256,
     },
 }

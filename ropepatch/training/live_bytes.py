@@ -26,11 +26,7 @@ Kinds = tuple[Kind, ...]
 Count = dict[Kind, int]  #: bytes
 
 KINDS: Kinds = get_args(Kind)
-OF_TOKENS: Kinds = (
-    "activations",
-    "logits",
-    "square",
-)  #: what a longer sequence has more of
+OF_TOKENS: Kinds = ("activations", "logits", "square")  #: of which a longer sequence has more
 _COMPUTED = 1 << 24  #: bytes of the largest result that is computed
 
 

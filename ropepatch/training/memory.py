@@ -91,8 +91,11 @@ def _of_long_step(
     longer = (length - short) / (long - short)
     counts = []
     for first, second in zip(*steps, strict=True):
-        count = {kind: round(first[kind] + longer * (second[kind] - first[kind])) for kind in KINDS}
-        counts.append(count | {"square": round(second["square"] * (length / long) ** 2)})
+        growing: Count = {
+            kind: round(first[kind] + longer * (second[kind] - first[kind])) for kind in OF_TOKENS
+        }
+        square: Count = {"square": round(second["square"] * (length / long) ** 2)}
+        counts.append(second | growing | square)
     # With few activations, most is needed when all gradients are there.
     gradients = sum(each.nbytes for each in trainer.trained.parameters() if each.requires_grad)
     return [*counts, counts[0] | {"gradients": gradients} | dict.fromkeys(OF_TOKENS, 0)]
