@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             command(options)
     except RopepatchError as error:
-        if not isinstance(error, ProcessError):
+        # What is wrong with a recipe is wrong for every process.
+        if _IS_FIRST or not isinstance(error, ProcessError | ConfigError):
             print(f"ropepatch: error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as interrupt:

@@ -90,9 +90,17 @@ class MetricsCallback(TrainerCallback):
 def forget_metrics_after(path: Path, step: int) -> None:
     """Drop the lines of steps that a resumed run will do again."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_whole(path, "".join(kept))
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if -1 < _step_of(line) <= step]
+        write_whole(path, "".join(f"{line}\n" for line in kept))
+
+
+def _step_of(line: str) -> int:
+    """−1 for a line that is not whole."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return -1
 
 
 class TerminalProgress(ProgressDisplay):

@@ -6,10 +6,12 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from ropepatch.errors import CheckpointError, ConfigError, RopepatchWarning
 from ropepatch.training.checkpoints import checkpoints, damage
@@ -61,9 +63,12 @@ class RunDirectory:
             # Even then: what may differ is as it was asked for last.
             write_whole(self.path / "recipe.yaml", recipe_yaml(self.recipe))
         except OSError as error:
-            raise CheckpointError(
-                f"cannot write to output_dir {self.path}: {error.strerror}; choose another one"
-            ) from None
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"cannot write to output_dir {self.path}: {error.strerror}; choose another one"
+        )
 
     def check(self) -> None:
         """Refuse what `claim` would refuse, and leave everything as it is."""
@@ -91,6 +96,42 @@ class RunDirectory:
                 f"({'; '.join(differences)}); choose another output_dir, or delete this one"
             )
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """`claim`, and no other process can until the body is left, however it is."""
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"another process trains in output_dir {self.path}; wait for it, or choose another "
+                "output_dir"
+            ) from None
+        except OSError as error:
+            raise self._unwritable(error) from None
+        with lock:
+            self.claim()
+            yield
+
+    def has_result(self) -> bool:
+        """Whether the run is finished; a damaged result is set aside, with a RopepatchWarning."""
+        if not self.result.exists():
+            return False
+        reason = damage(self.result)
+        if reason is not None:
+            aside = self._set_aside(self.result)
+            _warn(f"{self.result} is not whole ({reason}), kept as {aside.name}, and is made again")
+        return reason is None
+
+    def _set_aside(self, damaged: Path) -> Path:
+        """Rename what is damaged to a name that is free."""
+        name = f"damaged-{damaged.name}"
+        names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+        aside = next(path for name in names if not (path := self.path / name).exists())
+        damaged.rename(aside)
+        return aside
+
     def last_good_checkpoint(self) -> Path | None:
         """The newest checkpoint to go on from; damaged ones are set aside, with a RopepatchWarning."""
         damaged = []
@@ -99,18 +140,12 @@ class RunDirectory:
             if reason is None:
                 break
             # As the newest by number it would outlive the good ones that are written before it.
-            aside = self.path / f"damaged-{checkpoint.name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            checkpoint.rename(aside)
+            aside = self._set_aside(checkpoint)
             damaged.append(f"{checkpoint.name} is not whole ({reason}), kept as {aside.name}")
         newest = next(iter(checkpoints(self.path)), None)
         if damaged:
             start = "starts from the beginning" if newest is None else f"goes on from {newest.name}"
-            warnings.warn(
-                f"{self.path}: {'; '.join(damaged)}; the run {start}",
-                RopepatchWarning,
-                stacklevel=2,
-            )
+            _warn(f"{self.path}: {'; '.join(damaged)}; the run {start}")
         return newest
 
     @contextmanager
@@ -145,6 +180,10 @@ class RunDirectory:
         return f"the last good checkpoint is kept: {checkpoint}"
 
 
+def _warn(message: str) -> None:
+    warnings.warn(message, RopepatchWarning, stacklevel=3)
+
+
 def _identity(tree: dict[str, Any]) -> dict[str, Any]:
     """What makes two recipes the same run: not what only changes its memory, nor where it lies.
 
@@ -156,7 +195,13 @@ def _identity(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _stored_tree(path: Path) -> dict[str, Any]:
     """The recipe of an earlier session, with today's defaults for keys that came later."""
-    tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise CheckpointError(
+            f"{path} cannot be read, so that nothing tells whether the run there is of this recipe; "
+            "delete the file if it is, or choose another output_dir"
+        ) from None
     try:
         return recipe_tree(parse_recipe(tree))
     except ConfigError:  # of another version; the differences will say in what

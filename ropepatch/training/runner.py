@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from ropepatch.training.before_after import StageSink, evaluate_run, is_evaluate
 from ropepatch.training.checkpoints import step_of
 from ropepatch.training.distributed import refuse_devices, refuse_parts
 from ropepatch.training.environment import record_session
+from ropepatch.training.inputs import require_same_inputs
 from ropepatch.training.interrupts import InterruptCallback
 from ropepatch.training.loss_curve import LossCurveCallback, draw_loss_curve
 from ropepatch.training.models import load_model, load_tokenizer
@@ -78,7 +79,20 @@ def train(
     before the first, `measured` of the evaluation. A RopepatchWarning tells of damaged checkpoints.
     """
     run = RunDirectory(recipe)
-    checkpoint = from_main(lambda: _open(run))
+    with ExitStack() as held:
+        checkpoint = from_main(lambda: _open(run, held))
+        return _run(run, checkpoint, progress, callbacks, tell, measured)
+
+
+def _run(
+    run: RunDirectory,
+    checkpoint: Path | None,
+    progress: ProgressSink | None,
+    callbacks: Sequence[TrainerCallback],
+    tell: Tell | None,
+    measured: StageSink | None,
+) -> TrainingResult:
+    recipe = run.recipe
     started = time.perf_counter()
     steps, loss = recipe.training.max_steps, None
     stages: tuple[Evaluation, ...] = ()
@@ -97,13 +111,16 @@ def train(
     return TrainingResult(run.result, steps, loss, time.perf_counter() - started, stages)
 
 
-def _open(run: RunDirectory) -> Path | None:
-    """Claim the directory for a launch that can run its recipe; the checkpoint to go on from."""
+def _open(run: RunDirectory, held: ExitStack) -> Path | None:
+    """Claim the directory for a launch that can run its recipe; the checkpoint to go on from.
+
+    No other launch has the directory until `held` is left.
+    """
     refuse_odd_launch()
     refuse_devices(run.recipe.distributed)
     require_reporters(run.recipe.training.report_to)
-    run.claim()
-    if run.result.exists():
+    held.enter_context(run.claimed())
+    if run.has_result():
         return None
     checkpoint = run.last_good_checkpoint()
     if checkpoint is not None:
@@ -119,6 +136,7 @@ def _fit(
     def start() -> None:
         first_step = step_of(checkpoint) if checkpoint else 0
         forget_metrics_after(run.metrics, first_step)
+        require_same_inputs(trainer, run.path / "inputs.json", is_new=checkpoint is None)
         record_session(run.path / "environment.json", first_step)
         write_sidecar(trainer.trained, run.path)
 

@@ -70,6 +70,7 @@ class RunTrainer(FiniteTrainer):
             whole = self._whole_weights() if self.is_fsdp_enabled else None
             if self.args.should_save:
                 save_pretrained(self.trained, staging / name, self.tokenizer, state_dict=whole)
+                seal(staging / name)
 
     def _whole_weights(self) -> dict[str, Tensor]:
         """The weights that each process has a part of, put together by all for the main one."""
