@@ -16,7 +16,7 @@ import torch
 from benchmarks.measure import ROOT, Worker, serve
 from benchmarks.report import aligned
 from ropepatch.terminal import silence_transformers
-from ropepatch.training.memory import estimate_memory
+from ropepatch.training.memory import estimate_memory, longest_batch
 from ropepatch.training.recipe import Recipe, parse_recipe
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.runner import prepare
@@ -78,7 +78,7 @@ def compare(changes: Changes) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as directory:
         recipe = recipe_of(changes, Path(directory))
         trainer = prepare(recipe, RunDirectory(recipe), weights=False)
-        estimated = estimate_memory(trainer).peak / 1e6
+        estimated = estimate_memory(trainer, longest_batch(trainer)).peak / 1e6
     with Worker("benchmarks.training_memory", f"--serve={json.dumps(changes)}") as worker:
         return estimated, worker.run("memory")[1]
 

@@ -36,13 +36,13 @@ def is_evaluated(recipe: Recipe, run: RunDirectory) -> bool:
     return settings.exists() and settings.read_text(encoding="utf-8") == _settings(recipe)
 
 
-def plan_run(recipe: Recipe, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Plan:
+def plan_measurement(recipe: Recipe, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Plan:
     """What is read of the held-out text, for a model that carries the patch of the recipe.
 
     Raises ConfigError where that cannot be measured.
     """
     evaluation = recipe.evaluation or EvaluationRecipe()
-    trained, lengths = evaluation_lengths(recipe, evaluation, model)
+    trained, lengths = evaluation_lengths(recipe, model)
     targets = [_TARGETS, lengths[0] // 2]
     if recipe.data.target_length is not None:  # a decoder was not trained to predict more at a time
         targets.append(recipe.data.target_length)
@@ -64,15 +64,15 @@ def plan_run(recipe: Recipe, model: nn.Module, tokenizer: PreTrainedTokenizerBas
         ) from error
 
 
-def evaluation_lengths(
-    recipe: Recipe, evaluation: EvaluationRecipe, model: nn.Module
-) -> tuple[int, list[int]]:
+def evaluation_lengths(recipe: Recipe, model: nn.Module) -> tuple[int, list[int]]:
     """The trained length, and the window lengths to measure, ascending, in tokens."""
+    evaluation = recipe.evaluation or EvaluationRecipe()
     info = patch_info(model)
     if info is not None:
         trained = info.original_max_position_embeddings
-        targets = [info.max_position_embeddings]
-        targets += [round(factor * trained) for factor in evaluation.factors]
+        # The model carries the patch of the first stage; what comes out is measured.
+        factor = info.factor if recipe.final_patch is None else recipe.final_patch.factor
+        targets = [round(each * trained) for each in (factor, *evaluation.factors)]
     else:
         length = recipe.data.length
         trained = min(trained_length(pretrained_model(model)) or length, length)
@@ -155,7 +155,7 @@ class _Measurement:
 
     def _measure(self, model: nn.Module, label: str) -> Evaluation:
         if self.plan is None:
-            self.plan = plan_run(self.recipe, model, self.tokenizer)
+            self.plan = plan_measurement(self.recipe, model, self.tokenizer)
         done = self.done
         self.done += 1
         return measure(

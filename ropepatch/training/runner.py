@@ -18,14 +18,19 @@ from ropepatch.checkpoint import write_sidecar
 from ropepatch.errors import CheckpointError, NonFiniteError, RopepatchError
 from ropepatch.evals import Evaluation
 from ropepatch.terminal import quiet_transformers
-from ropepatch.training.before_after import StageSink, evaluate_run, is_evaluated, plan_run
+from ropepatch.training.before_after import StageSink, evaluate_run, is_evaluated, plan_measurement
 from ropepatch.training.checkpoints import step_of
 from ropepatch.training.distributed import refuse_devices, refuse_parts
 from ropepatch.training.environment import record_session
 from ropepatch.training.interrupts import InterruptCallback
 from ropepatch.training.loss_curve import LossCurveCallback, draw_loss_curve
 from ropepatch.training.models import load_model, load_tokenizer
-from ropepatch.training.out_of_memory import IN_LOADING, explain_step, memory_explained
+from ropepatch.training.out_of_memory import (
+    IN_LOADING,
+    explain_step,
+    in_evaluation,
+    memory_explained,
+)
 from ropepatch.training.processes import (
     from_main,
     processes,
@@ -91,17 +96,22 @@ def train(
                 del trainer
         if processes().is_main_process and not is_evaluated(recipe, run):
             release_memory()  # the Trainer's, which the measured models may need
-            with _explained(run):
+            with _explained(run), memory_explained(lambda: in_evaluation(run)):
                 stages = evaluate_run(recipe, run, measured)
                 draw_loss_curve(run.metrics, tokens_per_step(recipe), stages)
     return TrainingResult(run.result, steps, loss, time.perf_counter() - started, stages)
 
 
+def check_launch(recipe: Recipe) -> None:
+    """Raise ConfigError where these processes cannot run the recipe, or not report to what it says."""
+    refuse_odd_launch()
+    refuse_devices(recipe.distributed)
+    require_reporters(recipe.training.report_to)
+
+
 def _open(run: RunDirectory) -> Path | None:
     """Claim the directory for a launch that can run its recipe; the checkpoint to go on from."""
-    refuse_odd_launch()
-    refuse_devices(run.recipe.distributed)
-    require_reporters(run.recipe.training.report_to)
+    check_launch(run.recipe)
     run.claim()
     if run.result.exists():
         return None
@@ -179,7 +189,7 @@ def prepare(
     model = load_model(recipe, tokenizer, weights=weights)
     refuse_parts(recipe.distributed, model, data)
     if recipe.evaluation is not None:
-        plan_run(recipe, model, tokenizer)
+        plan_measurement(recipe, model, tokenizer)
     callbacks = [*_records(recipe, run, progress), *callbacks]
     trainer = make_trainer(recipe, run, model, tokenizer, data, callbacks)
     if recipe.stages:

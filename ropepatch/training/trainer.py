@@ -57,11 +57,6 @@ class RunTrainer(FiniteTrainer):
         self.embedding_learning_rate = embedding_learning_rate
         self.staging: Path | None = None
 
-    @property
-    def samples(self) -> Iterator[dict[str, Tensor]]:
-        """What it trains on, in order."""
-        return iter(self.train_dataset)  # type: ignore[arg-type]
-
     def publish_model(self, name: str) -> None:
         """Save the model and its tokenizer as a directory of the run."""
         self.require_finite_weights()
