@@ -19,7 +19,7 @@ LLAMA_PARAMETERS = 450 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32  # e
 
 def estimate(tree):
     recipe = parse_recipe(tree)
-    trainer = runner.prepare(recipe, RunDirectory(recipe), weights=False)
+    trainer = runner.prepare(RunDirectory(recipe), weights=False)
     return memory.estimate_memory(trainer, memory.longest_batch(trainer))
 
 

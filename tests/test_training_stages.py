@@ -64,7 +64,7 @@ def test_the_result_carries_the_patch_of_the_last_stage(tmp_path, base):
 
 def test_every_stage_trains_sequences_of_its_own_length(tmp_path, base):
     recipe = staged(tmp_path, base)
-    trainer = prepare(recipe, RunDirectory(recipe))
+    trainer = prepare(RunDirectory(recipe))
     lengths = [batch["input_ids"].shape for batch in trainer.get_train_dataloader()]
     # Two batches of two for every step.
     assert lengths == [(2, 2 * LENGTH)] * 4 + [(2, 3 * LENGTH)] * 8
@@ -72,7 +72,7 @@ def test_every_stage_trains_sequences_of_its_own_length(tmp_path, base):
 
 def test_no_sequence_comes_twice(tmp_path, base):
     recipe = staged(tmp_path, base)
-    trainer = prepare(recipe, RunDirectory(recipe))
+    trainer = prepare(RunDirectory(recipe))
     rows = [tuple(item["input_ids"].tolist()) for item in trainer.train_dataset]
     assert len(set(rows)) == len(rows) == 24
     assert all(one[:32] != other[:32] for one, other in pairwise(rows))

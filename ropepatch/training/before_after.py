@@ -28,12 +28,12 @@ _TARGETS = 64  #: tokens at the end of each window that are scored at every leng
 _SETTINGS = "settings.yaml"
 
 
-def is_evaluated(recipe: Recipe, run: RunDirectory) -> bool:
+def is_evaluated(run: RunDirectory) -> bool:
     """Whether nothing is to be measured, or all was, by the same settings."""
     settings = run.evaluation / _SETTINGS
-    if recipe.evaluation is None:
+    if run.recipe.evaluation is None:
         return True
-    return settings.exists() and settings.read_text(encoding="utf-8") == _settings(recipe)
+    return settings.exists() and settings.read_text(encoding="utf-8") == _settings(run.recipe)
 
 
 def plan_measurement(recipe: Recipe, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Plan:
@@ -84,11 +84,9 @@ def evaluation_lengths(recipe: Recipe, model: nn.Module) -> tuple[int, list[int]
     return trained, [*(length for length in doubled if length < longest), longest]
 
 
-def evaluate_run(
-    recipe: Recipe, run: RunDirectory, tell: StageSink | None = None
-) -> tuple[Evaluation, ...]:
+def evaluate_run(run: RunDirectory, tell: StageSink | None = None) -> tuple[Evaluation, ...]:
     """Measure what a finished run started from and what it came to; the report goes beside it."""
-    stages = _Measurement(recipe, run, tell or (lambda label, share: None)).stages()
+    stages = _Measurement(run, tell or (lambda label, share: None)).stages()
     with run.publish(run.evaluation.name) as staging:
         directory = staging / run.evaluation.name
         write_report(
@@ -97,16 +95,16 @@ def evaluate_run(
             directory,
             title=f"{run.path.name}, before and after",
         )
-        (directory / _SETTINGS).write_text(_settings(recipe), encoding="utf-8")
+        (directory / _SETTINGS).write_text(_settings(run.recipe), encoding="utf-8")
     return tuple(stages)
 
 
 class _Measurement:
     """One model after the other, measured by one plan."""
 
-    def __init__(self, recipe: Recipe, run: RunDirectory, tell: StageSink) -> None:
-        self.recipe = recipe
+    def __init__(self, run: RunDirectory, tell: StageSink) -> None:
         self.run = run
+        self.recipe = recipe = run.recipe
         self.tell = tell
         self.tokenizer = open_tokenizer(str(run.result))
         self.factors = [] if recipe.evaluation is None else recipe.evaluation.factors

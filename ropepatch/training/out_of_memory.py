@@ -112,7 +112,7 @@ def _estimate_changed(trainer: RunTrainer, knob: Knob) -> MemoryEstimate | None:
     # The documents have been read; what is in a batch does not matter.
     first = longest_batch(trainer)[: recipe.training.per_device_batch_size]
     samples = cropped(first, max(recipe.lengths))
-    changed = make_trainer(recipe, RunDirectory(recipe), model, trainer.tokenizer, samples)
+    changed = make_trainer(RunDirectory(recipe), model, trainer.tokenizer, samples)
     return estimate_memory(changed, samples)
 
 

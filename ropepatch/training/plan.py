@@ -36,7 +36,7 @@ def plan_run(recipe: Recipe) -> Plan:
     # The Trainer makes its directory when it is made.
     with quiet_transformers(), tempfile.TemporaryDirectory() as elsewhere:
         run = RunDirectory(dataclasses.replace(recipe, output_dir=elsewhere))
-        trainer = prepare(run.recipe, run, weights=False)
+        trainer = prepare(run, weights=False)
         parameters = [*trainer.trained.parameters()]
         return Plan(
             tokens_per_step=tokens_per_step(recipe),

@@ -91,13 +91,13 @@ def train(
         if not run.result.exists():
             with logs_below(run.path / "logs", recipe.training.report_to):
                 with together(), memory_explained(lambda: IN_LOADING):
-                    trainer = prepare(recipe, run, progress, callbacks, tell)
-                steps, loss = _fit(trainer, recipe, run, checkpoint)
+                    trainer = prepare(run, progress, callbacks, tell)
+                steps, loss = _fit(trainer, checkpoint)
                 del trainer
-        if processes().is_main_process and not is_evaluated(recipe, run):
+        if processes().is_main_process and not is_evaluated(run):
             release_memory()  # the Trainer's, which the measured models may need
             with _explained(run), memory_explained(lambda: in_evaluation(run)):
-                stages = evaluate_run(recipe, run, measured)
+                stages = evaluate_run(run, measured)
                 draw_loss_curve(run.metrics, tokens_per_step(recipe), stages)
     return TrainingResult(run.result, steps, loss, time.perf_counter() - started, stages)
 
@@ -121,10 +121,9 @@ def _open(run: RunDirectory) -> Path | None:
     return checkpoint
 
 
-def _fit(
-    trainer: RunTrainer, recipe: Recipe, run: RunDirectory, checkpoint: Path | None
-) -> tuple[int, float]:
+def _fit(trainer: RunTrainer, checkpoint: Path | None) -> tuple[int, float]:
     """Train and save the result; the steps done in all, and the last loss."""
+    run = trainer.run
 
     def start() -> None:
         first_step = step_of(checkpoint) if checkpoint else 0
@@ -139,8 +138,8 @@ def _fit(
         from_main(start)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if processes().is_main_process:
-            draw_loss_curve(run.metrics, tokens_per_step(recipe))
-        _save_result(trainer, recipe, run)
+            draw_loss_curve(run.metrics, tokens_per_step(run.recipe))
+        _save_result(trainer)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return trainer.state.global_step, losses[-1]
 
@@ -169,7 +168,6 @@ def _explained(run: RunDirectory) -> Iterator[None]:
 
 
 def prepare(
-    recipe: Recipe,
     run: RunDirectory,
     progress: ProgressSink | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -177,10 +175,11 @@ def prepare(
     *,
     weights: bool = True,
 ) -> RunTrainer:
-    """The Trainer of a recipe, ready to start; raises for everything that can be wrong before.
+    """The Trainer of a run, ready to start; raises for everything that can be wrong before.
 
-    Without weights, nothing is read but the config: for a dry run.
+    Without weights, nothing is read of a checkpoint but its config and tokenizer: for a dry run.
     """
+    recipe = run.recipe
     require_machine(recipe)
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
@@ -190,20 +189,18 @@ def prepare(
     refuse_parts(recipe.distributed, model, data)
     if recipe.evaluation is not None:
         plan_measurement(recipe, model, tokenizer)
-    callbacks = [*_records(recipe, run, progress), *callbacks]
-    trainer = make_trainer(recipe, run, model, tokenizer, data, callbacks)
+    callbacks = [*_records(run, progress), *callbacks]
+    trainer = make_trainer(run, model, tokenizer, data, callbacks)
     if recipe.stages:
         trainer.add_callback(StageCallback(recipe, pretrained_model(model)))
     return trainer
 
 
-def _records(
-    recipe: Recipe, run: RunDirectory, progress: ProgressSink | None
-) -> list[TrainerCallback]:
+def _records(run: RunDirectory, progress: ProgressSink | None) -> list[TrainerCallback]:
     """What writes down and tells how the run goes, in the one process that does."""
     if not processes().is_main_process:
         return []
-    tokens = tokens_per_step(recipe)
+    tokens = tokens_per_step(run.recipe)
     told = [] if progress is None else [ProgressCallback(progress, tokens)]
     return [MetricsCallback(run.metrics), LossCurveCallback(run.metrics, tokens), *told]
 
@@ -225,10 +222,11 @@ def _sequences(
     return made[0]
 
 
-def _save_result(trainer: RunTrainer, recipe: Recipe, run: RunDirectory) -> None:
+def _save_result(trainer: RunTrainer) -> None:
     """The model in its final dtype, or the adapter; there is a `final` only when it is whole."""
+    recipe = trainer.run.recipe
     if recipe.adapter is not None and recipe.adapter.merge:
         trainer.trained = trainer.trained.merge_and_unload()  # type: ignore[operator]
     if recipe.model.save_dtype is not None and not isinstance(trainer.trained, PeftModel):
         trainer.trained.to(getattr(torch, recipe.model.save_dtype))
-    trainer.publish_model(run.result.name)
+    trainer.publish_model(trainer.run.result.name)
