@@ -16,7 +16,7 @@ import torch
 from benchmarks.measure import ROOT, Worker, serve
 from benchmarks.report import aligned
 from ropepatch.terminal import silence_transformers
-from ropepatch.training.memory import estimate_memory
+from ropepatch.training.memory import estimate_memory, longest_batch
 from ropepatch.training.recipe import Recipe, parse_recipe
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.runner import prepare
@@ -77,8 +77,8 @@ def compare(changes: Changes) -> tuple[float, float]:
     """Megabytes that are estimated for a run, and that it takes."""
     with tempfile.TemporaryDirectory() as directory:
         recipe = recipe_of(changes, Path(directory))
-        trainer = prepare(recipe, RunDirectory(recipe), weights=False)
-        estimated = estimate_memory(trainer).peak / 1e6
+        trainer = prepare(RunDirectory(recipe), weights=False)
+        estimated = estimate_memory(trainer, longest_batch(trainer)).peak / 1e6
     with Worker("benchmarks.training_memory", f"--serve={json.dumps(changes)}") as worker:
         return estimated, worker.run("memory")[1]
 
@@ -113,7 +113,7 @@ def work(changes: Changes) -> None:
         recipe = recipe_of(changes, Path(directory))
 
         def run(recipe: Recipe = recipe) -> None:
-            prepare(recipe, RunDirectory(recipe)).train()
+            prepare(RunDirectory(recipe)).train()
 
         short = {"data.length": 64} | ({"data.target_length": 32} if "t5" in str(changes) else {})
         run(recipe_of(changes | short, Path(directory)))

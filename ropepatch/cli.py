@@ -120,14 +120,15 @@ def _add_patch(parser: argparse.ArgumentParser) -> None:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="such as training.max_steps=10"
+    )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--dry-run",
         action="store_true",
         help="show the resolved recipe, its steps, parameters and memory; load no weights",
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="such as training.max_steps=10"
-    )
-    parser.add_argument(
+    instead.add_argument(
         "--preview", action="store_true", help="show three sequences of the data, and do no more"
     )
 
@@ -218,7 +219,9 @@ def train(options: argparse.Namespace) -> None:
     if options.dry_run:
         from ropepatch.training.plan import plan_text
 
-        print(plan_text(recipe))
+        text = plan_text(recipe)
+        if _IS_FIRST:
+            print(text)
         return
     if options.preview:
         from ropepatch.training.preview import show_preview

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from tiny_runs import (
     LENGTH,
     extension_tree,
@@ -16,13 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ropepatch import load_pretrained, patch_model
 from ropepatch.corpus import load_documents
-from ropepatch.errors import CheckpointError, ConfigError
+from ropepatch.errors import CheckpointError, ConfigError, OutOfMemoryError
 from ropepatch.evals import evaluate
 from ropepatch.training import before_after
 from ropepatch.training.before_after import evaluation_lengths
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.runner import TrainingInterrupted, train
-from ropepatch.training.sections import EvaluationRecipe
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +162,16 @@ def test_an_interrupted_evaluation_says_that_the_model_is_kept(tmp_path, monkeyp
     assert len(train(recipe).stages) == 1
 
 
+def test_an_evaluation_out_of_memory_says_so_and_keeps_the_model(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(before_after, "measure", fail)
+    recipe = parse_recipe(with_evaluation(pretraining_tree(tmp_path, max_steps=1), tmp_path))
+    with pytest.raises(OutOfMemoryError, match=r"model is kept: .*final; .*evaluation\.lengths"):
+        train(recipe)
+
+
 def test_a_report_that_cannot_be_written_keeps_the_model(tmp_path, monkeypatch):
     recipe = parse_recipe(with_evaluation(pretraining_tree(tmp_path, max_steps=1), tmp_path))
     with monkeypatch.context() as patch:
@@ -200,11 +210,12 @@ def test_lengths_double_from_the_trained_one_to_the_target(
     tmp_path, base, factor, factors, given, expected
 ):
     tree = extension_tree(tmp_path, base.directory)
-    recipe = parse_recipe({**tree, "patch": {"method": "yarn", "factor": factor}})
+    patch = {"method": "yarn", "factor": factor}
+    settings = {"factors": factors, "lengths": given, "source": "stdlib"}
+    recipe = parse_recipe({**tree, "patch": patch, "evaluation": settings})
     model = AutoModelForCausalLM.from_pretrained(base.directory)
     patch_model(model, "yarn", factor)
-    settings = EvaluationRecipe(factors=factors, lengths=given)
-    assert evaluation_lengths(recipe, settings, model) == (LENGTH, expected)
+    assert evaluation_lengths(recipe, model) == (LENGTH, expected)
 
 
 @pytest.mark.parametrize(("length", "expected"), [(128, (32, [32, 64, 128])), (16, (16, [16, 32]))])
@@ -213,4 +224,4 @@ def test_without_a_patch_lengths_follow_what_is_trained_on(tmp_path, base, lengt
     recipe = parse_recipe({**tree, "patch": None})
     recipe = replace(recipe, data=replace(recipe.data, length=length))
     model = AutoModelForCausalLM.from_pretrained(base.directory)
-    assert evaluation_lengths(recipe, EvaluationRecipe(), model) == expected
+    assert evaluation_lengths(recipe, model) == expected

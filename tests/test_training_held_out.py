@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_runs import LENGTH, pretraining_tree, write_corpus
 
-from ropepatch.errors import ConfigError
+from ropepatch.errors import ConfigError, DataError
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.runner import train
 from ropepatch.training.sequences import held_out_documents, open_corpus
@@ -64,3 +64,10 @@ def test_text_of_ones_own_must_keep_some_for_the_evaluation(tree):
     tree["data"]["held_out"] = 0
     with pytest.raises(ConfigError, match=r"nothing is kept; set data\.held_out"):
         parse_recipe(tree)
+
+
+@pytest.mark.parametrize("kept", [12, 13])
+def test_keeping_all_documents_leaves_none_to_train_on(tree, kept):
+    tree["data"]["held_out"] = kept
+    with pytest.raises(DataError, match=rf"keeps {kept} documents .* has 12; keep fewer"):
+        list(open_corpus(parse_recipe(tree).data))

@@ -19,7 +19,8 @@ LLAMA_PARAMETERS = 450 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32  # e
 
 def estimate(tree):
     recipe = parse_recipe(tree)
-    return memory.estimate_memory(runner.prepare(recipe, RunDirectory(recipe), weights=False))
+    trainer = runner.prepare(RunDirectory(recipe), weights=False)
+    return memory.estimate_memory(trainer, memory.longest_batch(trainer))
 
 
 def tree_of(tmp_path, length=LENGTH, config=None, **training):
@@ -102,3 +103,22 @@ def test_a_long_step_of_a_large_model_is_not_below_what_its_update_takes(tmp_pat
     monkeypatch.setattr(memory, "_LENGTHS", (3, 5))
     found = estimate(tree)
     assert found.peak >= 16 * (LLAMA_PARAMETERS + 1550 * 32)
+
+
+def test_a_long_step_within_groups_is_extrapolated_from_whole_groups(tmp_path, monkeypatch):
+    tree = tree_of(tmp_path, length=1536, shifted_attention={"group": 128})
+    # With dropout, what would be seen between groups is most of what all attention keeps.
+    tree["model"]["config"]["attention_dropout"] = 0.1
+    direct = estimate(tree)
+    monkeypatch.setattr(memory, "_LONGEST", 1000)
+    monkeypatch.setattr(memory, "_LENGTHS", (251, 499))
+    assert estimate(tree).peak == pytest.approx(direct.peak, rel=1e-2)
+
+
+@pytest.mark.parametrize("longest", [0, 1, 2])
+def test_of_a_curriculum_the_stage_with_the_longest_sequences_counts(tmp_path, longest):
+    tree = tree_of(tmp_path, length=4 * LENGTH)
+    direct = estimate(tree)
+    stages = [{"steps": 2, "length": LENGTH} for _ in range(3)]
+    stages[longest] = {"steps": 2}
+    assert estimate({**tree, "stages": stages}) == direct

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from tiny_runs import extension, pretraining, pretraining_tree
+from tiny_runs import extension, extension_tree, pretraining, pretraining_tree
 from transformers import TrainerCallback
 
 from ropepatch.errors import ConfigError, OutOfMemoryError
@@ -66,8 +66,16 @@ def test_shorter_sequences_with_skipped_positions_are_among_what_lowers_it(tmp_p
     (tmp_path / "base").mkdir()
     base = train(pretraining(tmp_path / "base", max_steps=1)).directory
     said = refusal(extension(tmp_path, base))
-    print(said)
     assert "data.length=64 data.positions.target=128" in said
+
+
+def test_where_all_weights_train_an_adapter_is_among_what_lowers_it(tmp_path):
+    (tmp_path / "base").mkdir()
+    base = train(pretraining(tmp_path / "base", max_steps=1)).directory
+    tree = extension_tree(tmp_path, base) | {"lora": {"preset": "full"}}
+    tree["training"] |= {"per_device_batch_size": 1, "chunked_loss": True}
+    tree["data"]["length"] = 8  # so few tokens that weights are what counts
+    assert "lora.preset=lora (" in refusal(parse_recipe(tree))
 
 
 def test_other_errors_pass(tmp_path):

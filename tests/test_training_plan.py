@@ -117,12 +117,36 @@ def test_what_a_start_would_refuse_is_refused(tmp_path, base):
         plan_run(replace(extension(tmp_path, adapter), output_dir=str(tmp_path / "other")))
 
 
+@pytest.mark.parametrize("method", ["yarn", "dynamic_ntk"])
+def test_shifted_attention_is_planned_below_a_patch(tmp_path, base, method):
+    tree = extension_tree(tmp_path, base)
+    tree["patch"]["method"] = method
+    whole = plan_run(parse_recipe(tree)).memory
+    tree["training"]["shifted_attention"] = {"group": 16}
+    # Attention dropout makes a matrix of what is seen: 128² pairs, or 128 × 16.
+    assert plan_run(parse_recipe(tree)).memory.activations < 0.7 * whole.activations
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distributed": {"fsdp": True}}, r"distributed\.fsdp is for several processes; found 1"),
+        ({"training": {"report_to": ["nobody"]}}, "there is no reporter 'nobody'"),
+        ({"patch": {"method": "dynamic_ntk"}, "data": {"packing": {}}}, "scales by the tokens"),
+    ],
+)
+def test_what_a_launch_would_refuse_is_refused_without_weights(tmp_path, base, changes, message):
+    tree = extension_tree(tmp_path, without_weights(base, tmp_path / "bare"))
+    changed = {name: tree.get(name, {}) | section for name, section in changes.items()}
+    with pytest.raises(ConfigError, match=message):
+        plan_run(parse_recipe({**tree, **changed}))
+
+
 @pytest.mark.parametrize(
     ("training", "config", "expected"),
     [
         ({}, {"hiden_size": 3}, "did you mean hidden_size?"),
         ({}, {"vocab_size": 100}, "tokenizer does not fit the model"),
-        ({"report_to": ["nobody"]}, {}, "nobody"),
         # Falcon-H1 multiplies its logits, and no other model does it so.
         (
             {"chunked_loss": True},
@@ -134,7 +158,7 @@ def test_what_a_start_would_refuse_is_refused(tmp_path, base):
 def test_models_and_options_are_checked_without_weights(tmp_path, training, config, expected):
     tree = pretraining_tree(tmp_path, **training)
     tree["model"]["config"] |= config
-    with pytest.raises((RopepatchError, ValueError)) as caught:
+    with pytest.raises(RopepatchError) as caught:
         plan_run(parse_recipe(tree))
     assert expected in str(caught.value)
 
@@ -146,7 +170,8 @@ def test_overrides_may_stand_on_both_sides_of_an_option_and_options_may_not(tmp_
     assert main(["train", str(path), *behind]) == 0
     resolved = yaml.safe_load(capsys.readouterr().out)
     assert (resolved["training"]["max_steps"], resolved["data"]["length"]) == (3, 16)
-    for wrong in (["train", str(path), "--dry-rum"], ["inspect", str(path), "a=b"]):
+    both = ["train", str(path), "--dry-run", "--preview"]
+    for wrong in (both, ["train", str(path), "--dry-rum"], ["inspect", str(path), "a=b"]):
         with pytest.raises(SystemExit):
             main(wrong)
     assert "unrecognized arguments: a=b" in capsys.readouterr().err

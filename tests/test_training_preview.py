@@ -62,6 +62,11 @@ def test_positions_of_pose_are_ranges(tree):
         assert torch.cat([torch.arange(a, b + 1) for a, b in ranges]).tolist() == positions.tolist()
 
 
+def test_a_recipe_for_several_devices_can_be_looked_at_on_one(tree):
+    shared = {"fsdp": True, "context_parallel": 4}
+    assert preview({**tree, "distributed": shared}).ends == preview(tree).ends == [24]
+
+
 def test_encoder_and_decoder_are_pieces(tmp_path):
     data = preview(seq2seq_tree(tmp_path))
     found = [(piece.name, piece.start, piece.end, piece.scored) for piece in data.pieces(0)]

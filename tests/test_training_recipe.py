@@ -145,6 +145,14 @@ OWN_TEXT = {"source": "books/train"}
         ({"data": {"split": "held_out"}}, "evaluation.source (stdlib) is trained on"),
         ({"evaluation": {"factors": [8]}}, "evaluation.factors are other factors of patch"),
         ({"patch": {}, "evaluation": {"factors": [4, 8]}}, "factors repeat 4"),
+        (
+            {
+                "patch": {},
+                "evaluation": {"factors": [4, 8]},
+                "stages": [{"steps": 1}, {"steps": 2, "factor": 8}],
+            },
+            "factors repeat 8",
+        ),
         ({"evaluation": {"lengths": []}}, "evaluation.lengths"),
         ({"evaluation": {"factors": [0.5]}}, "greater than or equal to 1; found 0.5"),
     ],

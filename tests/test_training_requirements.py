@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from ropepatch.errors import ConfigError
 from ropepatch.training import models, quantization, requirements, runner
-from ropepatch.training.memory import estimate_memory
+from ropepatch.training.memory import estimate_memory, longest_batch
 from ropepatch.training.plan import plan_run
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.run_directory import RunDirectory
@@ -120,7 +120,7 @@ def test_a_model_that_liger_would_pass_over_is_refused(tmp_path, monkeypatch):
 def test_offloading_reaches_the_trainer(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "require_machine", lambda recipe: None)
     recipe = pretraining(tmp_path, **OFFLOAD)
-    given = prepare(recipe, RunDirectory(recipe)).args.activation_checkpointing_kwargs
+    given = prepare(RunDirectory(recipe)).args.activation_checkpointing_kwargs
     assert given == {"use_reentrant": False, "offload": True}
 
 
@@ -152,14 +152,15 @@ def test_a_base_of_4_bits_is_loaded_and_prepared_as_qlora_has_it(tmp_path, base,
 def test_a_base_of_4_bits_is_estimated_at_half_a_byte_for_each_weight(tmp_path, base, monkeypatch):
     monkeypatch.setattr(runner, "require_machine", lambda recipe: None)
     recipe = parse_recipe(quantized_tree(tmp_path, base))
-    trainer = prepare(recipe, RunDirectory(recipe), weights=False)
+    trainer = prepare(RunDirectory(recipe), weights=False)
     linear = 2 * (4 * 32 * 32 + 3 * 32 * 48)
     others = 450 * 32 + 5 * 32  # embeddings (tied) and norms, in float32
     trained = sum(each.numel() for each in trainer.trained.parameters() if each.requires_grad)
     assert trained == 2 * 4 * (4 * 64 + 3 * 80)
     # 0.127 bits for the scales of blocks (QLoRA, arXiv 2305.14314, §3).
     expected = linear * (4 + 0.127) / 8 + 4 * (others + trained)
-    assert estimate_memory(trainer).weights == pytest.approx(expected, rel=1e-3)
+    estimated = estimate_memory(trainer, longest_batch(trainer))
+    assert estimated.weights == pytest.approx(expected, rel=1e-3)
     dtypes = {
         type(each): each.weight.dtype
         for each in trainer.trained.modules()

@@ -379,7 +379,7 @@ def test_the_schedule_follows_the_recipe(tmp_path):
         decay_steps=2,
         min_lr_ratio=0.1,
     )
-    trainer = prepare(recipe, RunDirectory(recipe))
+    trainer = prepare(RunDirectory(recipe))
     trainer.create_optimizer_and_scheduler(6)
     rates = []
     for _ in range(6):
@@ -393,7 +393,7 @@ def test_the_schedule_follows_the_recipe(tmp_path):
 
 def test_embeddings_learn_at_a_rate_of_their_own(tmp_path):
     recipe = pretraining(tmp_path, max_steps=4, embedding_learning_rate=0.03, schedule="linear")
-    trainer = prepare(recipe, RunDirectory(recipe))
+    trainer = prepare(RunDirectory(recipe))
     trainer.create_optimizer_and_scheduler(4)
     embeddings = trainer.trained.get_input_embeddings().weight
     groups = trainer.optimizer.param_groups

@@ -116,7 +116,7 @@ def test_a_run_trains_positions_of_the_target(tmp_path, kind):
     tree["data"]["positions"] = {"kind": kind, "target": 4 * LENGTH}
     tree["patch"] = {"method": "yarn", "factor": 4.0}
     recipe = parse_recipe(tree)
-    trainer = prepare(recipe, RunDirectory(recipe))
+    trainer = prepare(RunDirectory(recipe))
     batch = next(iter(trainer.get_train_dataloader()))
     assert batch["input_ids"].shape[1] == LENGTH
     assert batch["position_ids"].max() >= LENGTH

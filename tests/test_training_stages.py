@@ -1,15 +1,17 @@
 """Curricula: lengths and patches that change during a run, and runs that go on in the middle."""
 
+import shutil
 from itertools import pairwise
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_runs import LENGTH, extension_tree, pretraining, pretraining_tree
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
-from ropepatch import load_pretrained, patch_info
+from ropepatch import load_pretrained, patch_info, patch_model
 from ropepatch.errors import ConfigError
+from ropepatch.training.before_after import evaluation_lengths
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.runner import TrainingInterrupted, prepare, train
@@ -62,7 +64,7 @@ def test_the_result_carries_the_patch_of_the_last_stage(tmp_path, base):
 
 def test_every_stage_trains_sequences_of_its_own_length(tmp_path, base):
     recipe = staged(tmp_path, base)
-    trainer = prepare(recipe, RunDirectory(recipe))
+    trainer = prepare(RunDirectory(recipe))
     lengths = [batch["input_ids"].shape for batch in trainer.get_train_dataloader()]
     # Two batches of two for every step.
     assert lengths == [(2, 2 * LENGTH)] * 4 + [(2, 3 * LENGTH)] * 8
@@ -70,7 +72,7 @@ def test_every_stage_trains_sequences_of_its_own_length(tmp_path, base):
 
 def test_no_sequence_comes_twice(tmp_path, base):
     recipe = staged(tmp_path, base)
-    trainer = prepare(recipe, RunDirectory(recipe))
+    trainer = prepare(RunDirectory(recipe))
     rows = [tuple(item["input_ids"].tolist()) for item in trainer.train_dataset]
     assert len(set(rows)) == len(rows) == 24
     assert all(one[:32] != other[:32] for one, other in pairwise(rows))
@@ -85,6 +87,29 @@ def test_a_resumed_curriculum_ends_with_the_weights_of_an_undisturbed_one(tmp_pa
         load_file(train(each).directory / "adapter_model.safetensors") for each in (recipe, other)
     )
     assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_a_curriculum_killed_before_its_result_is_saved_ends_with_its_last_patch(tmp_path, base):
+    recipe = staged(tmp_path, base)
+    shutil.rmtree(train(recipe).directory)
+    assert (tmp_path / "staged" / "checkpoint-6").exists()
+    info = patch_info(load_pretrained(train(recipe).directory))
+    assert (info.factor, info.options["beta_fast"]) == (4, 16)
+
+
+def test_before_training_the_evaluation_is_planned_for_the_last_patch(tmp_path, base):
+    recipe = staged(tmp_path, base, stages=[{"steps": 2}, {"steps": 4, "factor": 8}])
+    model = patch_model(AutoModelForCausalLM.from_pretrained(base), "yarn", 4)
+    assert evaluation_lengths(recipe, model)[1][-1] == 8 * LENGTH
+
+
+def test_no_stage_may_read_less_than_the_checkpoint_does(tmp_path, base):
+    patch = {"method": "yarn", "factor": 4, "original_max_position_embeddings": LENGTH // 2}
+    stages = [{"steps": 2}, {"steps": 4, "factor": 1, "length": 8}]
+    tree = {**extension_tree(tmp_path, base), "patch": patch, "stages": stages}
+    tree["data"]["length"] = 2 * LENGTH
+    with pytest.raises(ConfigError, match="gives 16, fewer than the 32"):
+        train(parse_recipe(tree))
 
 
 @pytest.mark.parametrize(

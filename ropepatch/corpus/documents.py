@@ -100,15 +100,19 @@ class Corpus(Iterable[Document]):
         self._said = False
 
     def after(self, count: int) -> "Corpus":
-        """The documents behind the first `count` ones."""
+        """The documents behind the first `count` ones; reading raises DataError if there are none."""
 
         def read() -> Iterator[Document | str]:
-            passed = 0
+            found = 0
             for item in self.read():
-                if passed < count and isinstance(item, Document):
-                    passed += 1
-                else:
+                found += isinstance(item, Document)
+                if found > count or not isinstance(item, Document):
                     yield item
+            if 0 < found <= count:
+                raise DataError(
+                    f"data.held_out keeps {count} documents from training, and {self.name} has "
+                    f"{found}; keep fewer"
+                )
 
         identity = None if self.identity is None else f"{self.identity} after {count}"
         return Corpus(self.name, read, identity)

@@ -28,21 +28,21 @@ _TARGETS = 64  #: tokens at the end of each window that are scored at every leng
 _SETTINGS = "settings.yaml"
 
 
-def is_evaluated(recipe: Recipe, run: RunDirectory) -> bool:
+def is_evaluated(run: RunDirectory) -> bool:
     """Whether nothing is to be measured, or all was, by the same settings."""
     settings = run.evaluation / _SETTINGS
-    if recipe.evaluation is None:
+    if run.recipe.evaluation is None:
         return True
-    return settings.exists() and settings.read_text(encoding="utf-8") == _settings(recipe)
+    return settings.exists() and settings.read_text(encoding="utf-8") == _settings(run.recipe)
 
 
-def plan_run(recipe: Recipe, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Plan:
+def plan_measurement(recipe: Recipe, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Plan:
     """What is read of the held-out text, for a model that carries the patch of the recipe.
 
     Raises ConfigError where that cannot be measured.
     """
     evaluation = recipe.evaluation or EvaluationRecipe()
-    trained, lengths = evaluation_lengths(recipe, evaluation, model)
+    trained, lengths = evaluation_lengths(recipe, model)
     targets = [_TARGETS, lengths[0] // 2]
     if recipe.data.target_length is not None:  # a decoder was not trained to predict more at a time
         targets.append(recipe.data.target_length)
@@ -64,15 +64,15 @@ def plan_run(recipe: Recipe, model: nn.Module, tokenizer: PreTrainedTokenizerBas
         ) from error
 
 
-def evaluation_lengths(
-    recipe: Recipe, evaluation: EvaluationRecipe, model: nn.Module
-) -> tuple[int, list[int]]:
+def evaluation_lengths(recipe: Recipe, model: nn.Module) -> tuple[int, list[int]]:
     """The trained length, and the window lengths to measure, ascending, in tokens."""
+    evaluation = recipe.evaluation or EvaluationRecipe()
     info = patch_info(model)
     if info is not None:
         trained = info.original_max_position_embeddings
-        targets = [info.max_position_embeddings]
-        targets += [round(factor * trained) for factor in evaluation.factors]
+        # The model carries the patch of the first stage; what comes out is measured.
+        factor = info.factor if recipe.final_patch is None else recipe.final_patch.factor
+        targets = [round(each * trained) for each in (factor, *evaluation.factors)]
     else:
         length = recipe.data.length
         trained = min(trained_length(pretrained_model(model)) or length, length)
@@ -84,11 +84,9 @@ def evaluation_lengths(
     return trained, [*(length for length in doubled if length < longest), longest]
 
 
-def evaluate_run(
-    recipe: Recipe, run: RunDirectory, tell: StageSink | None = None
-) -> tuple[Evaluation, ...]:
+def evaluate_run(run: RunDirectory, tell: StageSink | None = None) -> tuple[Evaluation, ...]:
     """Measure what a finished run started from and what it came to; the report goes beside it."""
-    stages = _Measurement(recipe, run, tell or (lambda label, share: None)).stages()
+    stages = _Measurement(run, tell or (lambda label, share: None)).stages()
     with run.publish(run.evaluation.name) as staging:
         directory = staging / run.evaluation.name
         write_report(
@@ -97,16 +95,16 @@ def evaluate_run(
             directory,
             title=f"{run.path.name}, before and after",
         )
-        (directory / _SETTINGS).write_text(_settings(recipe), encoding="utf-8")
+        (directory / _SETTINGS).write_text(_settings(run.recipe), encoding="utf-8")
     return tuple(stages)
 
 
 class _Measurement:
     """One model after the other, measured by one plan."""
 
-    def __init__(self, recipe: Recipe, run: RunDirectory, tell: StageSink) -> None:
-        self.recipe = recipe
+    def __init__(self, run: RunDirectory, tell: StageSink) -> None:
         self.run = run
+        self.recipe = recipe = run.recipe
         self.tell = tell
         self.tokenizer = open_tokenizer(str(run.result))
         self.factors = [] if recipe.evaluation is None else recipe.evaluation.factors
@@ -155,7 +153,7 @@ class _Measurement:
 
     def _measure(self, model: nn.Module, label: str) -> Evaluation:
         if self.plan is None:
-            self.plan = plan_run(self.recipe, model, self.tokenizer)
+            self.plan = plan_measurement(self.recipe, model, self.tokenizer)
         done = self.done
         self.done += 1
         return measure(

@@ -28,6 +28,8 @@ def check_borders(model: PreTrainedModel, recipe: Recipe, packing: Packing) -> N
             f"packing.borders: positions is for models that take position_ids; "
             f"{type(model).__name__} counts its tokens itself; {_other(packing)}"
         )
+    if model.device.type == "meta":  # of a dry run: there is nothing to try
+        return
     try:
         across, within = _effects(model, packing, recipe.training.per_device_batch_size)
     except Exception as error:  # of any kind: a stock model that cannot take the mask

@@ -38,8 +38,11 @@ _DEEPSPEED: dict[str, Any] = {
 
 
 def replicas(recipe: DistributedRecipe) -> int:
-    """Groups of processes with sequences of their own; within a group they share each sequence."""
-    return int(processes().num_processes) // recipe.shared_by
+    """Groups of processes with sequences of their own; within a group they share each sequence.
+
+    One where there are too few processes to train: a preview shows what a group would get.
+    """
+    return max(int(processes().num_processes) // recipe.shared_by, 1)
 
 
 def distributed_arguments(recipe: DistributedRecipe) -> dict[str, Any]:

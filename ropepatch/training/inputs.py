@@ -34,9 +34,8 @@ def _checksums(trainer: RunTrainer) -> dict[str, int]:
     """Of damage and mix-ups, not of malice."""
     names = (name for name in sorted(dict(trainer.trained.named_parameters())))
     weights = [trainer.trained.get_parameter(name) for name in names if ".lora_" not in name]
-    samples = [
-        values for sample in islice(trainer.samples, _SEQUENCES) for values in sample.values()
-    ]
+    first = islice(iter(trainer.train_dataset), _SEQUENCES)  # type: ignore[arg-type]
+    samples = [values for sample in first for values in sample.values()]
     return {"base weights": _checksum(weights), "training sequences": _checksum(samples)}
 
 

@@ -1,8 +1,7 @@
 """The memory of a training step, from a step that is taken without weights."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from itertools import islice
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from ropepatch.training.chunked_loss import IGNORED
 from ropepatch.training.live_bytes import KINDS, OF_TOKENS, Count, Kinds, LiveBytes
 from ropepatch.training.quantization import bytes_saved
+from ropepatch.training.sequences import stage_ends
 from ropepatch.training.trainer import RunTrainer
 
 _UNITS = {10**9: "GB", 10**6: "MB", 10**3: "kB", 1: "B"}
@@ -48,10 +48,19 @@ def in_units(count: int) -> str:
     return f"{count / unit:.3g} {_UNITS[unit]}"
 
 
-def estimate_memory(trainer: RunTrainer) -> MemoryEstimate:
+def longest_batch(trainer: RunTrainer) -> list[Sample]:
+    """The first batch of the stage that has the longest sequences."""
+    recipe, data = trainer.run.recipe, trainer.train_dataset
+    assert data is not None
+    starts = [0, *stage_ends(recipe)]
+    start = starts[recipe.lengths.index(max(recipe.lengths))]
+    return [data[start + index] for index in range(recipe.training.per_device_batch_size)]
+
+
+def estimate_memory(trainer: RunTrainer, samples: Sequence[Sample]) -> MemoryEstimate:
     """Of a step of a Trainer whose model has no weights, once its optimizer has its state.
 
-    The step is taken with fake parameters: of the sequences of the run, or, where they are long, of
+    The step is taken with fake parameters: of a batch of `samples`, or, where they are long, of
     two shorter lengths. What kernels need inside of them is not counted, nor what a process takes
     before it holds a tensor. The Trainer is of no use afterwards.
     """
@@ -61,7 +70,6 @@ def estimate_memory(trainer: RunTrainer) -> MemoryEstimate:
     trainer.trained.train()
     with live:
         _make_optimizer_state(trainer, live)
-    samples = [*islice(trainer.samples, trainer.args.per_device_train_batch_size)]
     length = len(samples[0]["input_ids"])
     if length <= _LONGEST:
         counts = _take_step(trainer, live, samples, length, KINDS)
@@ -74,38 +82,46 @@ def estimate_memory(trainer: RunTrainer) -> MemoryEstimate:
     return MemoryEstimate(**found)
 
 
-def cropped(samples: Iterable[Sample], length: int) -> list[Sample]:
+def cropped(samples: Sequence[Sample], length: int) -> list[Sample]:
     """Samples with their first tokens only."""
     return [{name: values[:length] for name, values in sample.items()} for sample in samples]
 
 
 def _of_long_step(
-    trainer: RunTrainer, live: LiveBytes, samples: list[Sample], length: int
+    trainer: RunTrainer, live: LiveBytes, samples: Sequence[Sample], length: int
 ) -> list[Count]:
     """Extrapolated: a token more takes so much more, and what is square grows with the square."""
+    shifted = trainer.run.recipe.training.shifted_attention
+    short, long = _LENGTHS if shifted is None else _whole_groups(shifted.group)
     steps = [
         _take_step(trainer, live, cropped(samples, shorter), shorter, OF_TOKENS)
-        for shorter in _LENGTHS
+        for shorter in (short, long)
     ]
-    short, long = _LENGTHS
     longer = (length - short) / (long - short)
     counts = []
     for first, second in zip(*steps, strict=True):
         growing: Count = {
             kind: round(first[kind] + longer * (second[kind] - first[kind])) for kind in OF_TOKENS
         }
-        square: Count = {"square": round(second["square"] * (length / long) ** 2)}
-        counts.append(second | growing | square)
+        if shifted is None:  # within groups nothing is square
+            growing["square"] = round(second["square"] * (length / long) ** 2)
+        counts.append(second | growing)
     # With few activations, most is needed when all gradients are there.
     gradients = sum(each.nbytes for each in trainer.trained.parameters() if each.requires_grad)
     return [*counts, counts[0] | {"gradients": gradients} | dict.fromkeys(OF_TOKENS, 0)]
 
 
+def _whole_groups(group: int) -> tuple[int, int]:
+    """Two lengths of a few groups each, about as long as other models are tried with."""
+    groups = max(_LENGTHS[0] // group, 1) + 1
+    return groups * group, (groups + 1) * group
+
+
 def _take_step(
-    trainer: RunTrainer, live: LiveBytes, samples: list[Sample], length: int, kinds: Kinds
+    trainer: RunTrainer, live: LiveBytes, samples: Sequence[Sample], length: int, kinds: Kinds
 ) -> list[Count]:
     """The peaks of these kinds in a forward pass and in a backward pass; there is no update."""
-    batch = trainer.data_collator(samples)
+    batch = trainer.data_collator([*samples])
     forward, backward = {}, {}
     # A second micro-batch of a step finds the gradients of the first.
     for _ in range(min(trainer.args.gradient_accumulation_steps, 2)):

@@ -39,7 +39,7 @@ from ropepatch.training.pretrained import (
 from ropepatch.training.quantization import loading_options, prepare_quantized
 from ropepatch.training.recipe import Recipe
 from ropepatch.training.requirements import require_liger_kernels
-from ropepatch.training.sections import ModelRecipe, PatchRecipe, Stage, TokenizerRecipe
+from ropepatch.training.sections import ModelRecipe, PatchRecipe, TokenizerRecipe
 from ropepatch.training.sparse_attention import use_sparse_attention
 from ropepatch.training.weightless import weightless_model
 
@@ -70,16 +70,16 @@ def load_model(
     _check_target_length(recipe, model.config)
     if recipe.data.positions is not None:
         _check_positions(model, recipe)
+    shifted = recipe.training.shifted_attention
+    if shifted is not None:  # before the patch, whose layers look at values that a dry run has not
+        use_sparse_attention(model, shifted.group, shift=shifted.shift)
     if recipe.patch is not None:
         own = trained_length(model)
         apply_patch(model, recipe.patch)
         _check_lengths(recipe, model, own)
-    shifted = recipe.training.shifted_attention
-    if shifted is not None:
-        use_sparse_attention(model, shifted.group, shift=shifted.shift)
     if recipe.training.chunked_loss:
         use_chunked_loss(model)
-    if recipe.data.packing is not None and weights:  # it is tried, as its config does not tell all
+    if recipe.data.packing is not None:
         check_borders(model, recipe, recipe.data.packing)
     if recipe.training.liger:
         require_liger_kernels(model.config.model_type)
@@ -105,22 +105,22 @@ def _check_lengths(recipe: Recipe, model: PreTrainedModel, own: int | None) -> N
     """Raise ConfigError for a target below `own`, what the checkpoint read, or below what is trained."""
     info = patch_info(model)
     assert info is not None
-    if own is not None and info.max_position_embeddings < own:
-        raise ConfigError(
-            f"patch.factor {info.factor:g} over {info.original_max_position_embeddings} tokens gives "
-            f"{info.max_position_embeddings}, fewer than the {own} that the checkpoint reads already; "
-            f"set patch.original_max_position_embeddings to {own}, or a larger factor"
-        )
-    for stage in recipe.stages or [Stage(steps=recipe.training.max_steps)]:
+    original = info.original_max_position_embeddings
+    for stage in recipe.all_stages:
         patch = recipe.patch_of(stage)
         assert patch is not None
-        target = round(patch.factor * info.original_max_position_embeddings)
+        target = round(patch.factor * original)
+        if own is not None and target < own:
+            raise ConfigError(
+                f"patch.factor {patch.factor:g} over {original} tokens gives {target}, fewer than the "
+                f"{own} that the checkpoint reads already; set "
+                f"patch.original_max_position_embeddings to {own}, or a larger factor"
+            )
         trained = recipe.tokens_read(stage)
         if trained > target:
             raise ConfigError(
                 f"the recipe trains {trained} tokens, but patch.factor {patch.factor:g} over "
-                f"{info.original_max_position_embeddings} is for {target}; use a larger factor or "
-                "a shorter length"
+                f"{original} is for {target}; use a larger factor or a shorter length"
             )
 
 

@@ -3,13 +3,18 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import torch
 
 from ropepatch.errors import OutOfMemoryError, RopepatchError
-from ropepatch.training.memory import MemoryEstimate, cropped, estimate_memory, in_units
+from ropepatch.training.memory import (
+    MemoryEstimate,
+    cropped,
+    estimate_memory,
+    in_units,
+    longest_batch,
+)
 from ropepatch.training.models import load_model
 from ropepatch.training.recipe import Recipe, parse_recipe, recipe_tree
 from ropepatch.training.requirements import require_machine
@@ -39,6 +44,14 @@ def memory_explained(explain: Callable[[], str]) -> Iterator[None]:
         raise OutOfMemoryError(explain()) from error
 
 
+def in_evaluation(run: RunDirectory) -> str:
+    """What to do about a trained model that is too large to be measured as the recipe says."""
+    return (
+        f"out of memory in the evaluation; {run.kept()}; run the same recipe again with shorter "
+        "evaluation.lengths, or with evaluation: null to measure nothing"
+    )
+
+
 def knobs(recipe: Recipe) -> list[Knob]:
     """Changes of a recipe that may lower its memory; some may not be possible."""
     training, data = recipe.training, recipe.data
@@ -54,7 +67,7 @@ def knobs(recipe: Recipe) -> list[Knob]:
         target = data.length if data.positions is None else data.positions.target
         found.append({"data.length": data.length // 2, "data.positions.target": target})
     if recipe.adapter is None:
-        return [*found, {"lora.r": 16}]
+        return [*found, {"lora.preset": "lora"}]
     return [*found, {"model.dtype": "bfloat16"}, {"model.quantization": "nf4"}]
 
 
@@ -97,10 +110,10 @@ def _estimate_changed(trainer: RunTrainer, knob: Knob) -> MemoryEstimate | None:
     except RopepatchError:
         return None
     # The documents have been read; what is in a batch does not matter.
-    samples = islice(trainer.samples, recipe.training.per_device_batch_size)
-    data = cropped(samples, recipe.data.length)
-    run = RunDirectory(recipe)
-    return estimate_memory(make_trainer(recipe, run, model, trainer.tokenizer, data))
+    first = longest_batch(trainer)[: recipe.training.per_device_batch_size]
+    samples = cropped(first, max(recipe.lengths))
+    changed = make_trainer(RunDirectory(recipe), model, trainer.tokenizer, samples)
+    return estimate_memory(changed, samples)
 
 
 def _changed(recipe: Recipe, knob: Knob) -> Recipe:

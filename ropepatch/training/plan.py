@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ropepatch.terminal import quiet_transformers
-from ropepatch.training.memory import MemoryEstimate, estimate_memory, in_units
+from ropepatch.training.memory import MemoryEstimate, estimate_memory, in_units, longest_batch
 from ropepatch.training.recipe import Recipe, recipe_yaml
 from ropepatch.training.run_directory import RunDirectory
-from ropepatch.training.runner import prepare
+from ropepatch.training.runner import check_launch, prepare
 from ropepatch.training.sequences import tokens_per_step
 
 
@@ -31,18 +31,19 @@ class Plan:
 
 def plan_run(recipe: Recipe) -> Plan:
     """The plan of a recipe, without weights; raises what starting the run would raise."""
+    check_launch(recipe)
     RunDirectory(recipe).check()
     # The Trainer makes its directory when it is made.
     with quiet_transformers(), tempfile.TemporaryDirectory() as elsewhere:
         run = RunDirectory(dataclasses.replace(recipe, output_dir=elsewhere))
-        trainer = prepare(run.recipe, run, weights=False)
+        trainer = prepare(run, weights=False)
         parameters = [*trainer.trained.parameters()]
         return Plan(
             tokens_per_step=tokens_per_step(recipe),
             steps=recipe.training.max_steps,
             trainable_parameters=sum(each.numel() for each in parameters if each.requires_grad),
             parameters=sum(each.numel() for each in parameters),
-            memory=estimate_memory(trainer),
+            memory=estimate_memory(trainer, longest_batch(trainer)),
         )
 
 

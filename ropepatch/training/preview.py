@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ropepatch.terminal import ProgressDisplay, quiet_transformers
 from ropepatch.training.mixture import TrainingMixture
 from ropepatch.training.models import load_tokenizer
+from ropepatch.training.processes import processes
 from ropepatch.training.recipe import Recipe
 from ropepatch.training.sequences import open_corpus, stage_ends, training_mixtures
 from ropepatch.training.token_cache import Tell
@@ -27,7 +28,8 @@ def show_preview(recipe: Recipe, title: str) -> None:
     with quiet_transformers():
         with ProgressDisplay(title) as progress:
             preview = Preview(recipe, progress.tell)
-        preview.print(Console())
+        if processes().is_main_process:
+            preview.print(Console())
 
 
 @dataclass(frozen=True)

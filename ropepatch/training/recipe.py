@@ -114,9 +114,14 @@ class Recipe:
         return None if self.lora is None or self.lora.preset == "full" else self.lora
 
     @property
+    def all_stages(self) -> list[Stage]:
+        """The stages of the run; a single one where the recipe names none."""
+        return self.stages or [Stage(steps=self.training.max_steps)]
+
+    @property
     def lengths(self) -> list[int]:
         """Tokens in a sequence, stage by stage."""
-        return [stage.length or self.data.length for stage in self.stages] or [self.data.length]
+        return [stage.length or self.data.length for stage in self.all_stages]
 
     def tokens_read(self, stage: Stage) -> int:
         """The longest context of a stage; of an encoder–decoder model that of its encoder."""
@@ -127,7 +132,7 @@ class Recipe:
     @property
     def final_patch(self) -> PatchRecipe | None:
         """The patch of the model that comes out."""
-        return self.patch_of(self.stages[-1]) if self.stages else self.patch
+        return self.patch_of(self.all_stages[-1])
 
     def patch_of(self, stage: Stage) -> PatchRecipe | None:
         """The patch during a stage."""
@@ -142,9 +147,10 @@ class Recipe:
     def _check_evaluation(self, evaluation: EvaluationRecipe) -> None:
         if evaluation.factors and self.patch is None:
             raise ValueError("evaluation.factors are other factors of patch, which is missing")
-        if self.patch is not None and self.patch.factor in evaluation.factors:
+        patch = self.final_patch
+        if patch is not None and patch.factor in evaluation.factors:
             raise ValueError(
-                f"evaluation.factors repeat {self.patch.factor:g}, which is measured in any case"
+                f"evaluation.factors repeat {patch.factor:g}, which is measured in any case"
             )
         if evaluation.source is None and self.data.held_out:
             return

@@ -53,14 +53,14 @@ class RunDirectory:
 
     def claim(self) -> None:
         """Make the directory this recipe's, or refuse; says now what saving would say later."""
+        self._resumes()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for leftover in self.path.glob(f"{_STAGING}*"):
                 shutil.rmtree(leftover)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-            self._resumes()
-            # Even then: what may differ is as it was asked for last.
+            # Of a run that goes on, too: what may differ is as it was asked for last.
             write_whole(self.path / "recipe.yaml", recipe_yaml(self.recipe))
         except OSError as error:
             raise self._unwritable(error) from None

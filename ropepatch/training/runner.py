@@ -18,7 +18,7 @@ from ropepatch.checkpoint import write_sidecar
 from ropepatch.errors import CheckpointError, NonFiniteError, RopepatchError
 from ropepatch.evals import Evaluation
 from ropepatch.terminal import quiet_transformers
-from ropepatch.training.before_after import StageSink, evaluate_run, is_evaluated, plan_run
+from ropepatch.training.before_after import StageSink, evaluate_run, is_evaluated, plan_measurement
 from ropepatch.training.checkpoints import step_of
 from ropepatch.training.distributed import refuse_devices, refuse_parts
 from ropepatch.training.environment import record_session
@@ -26,7 +26,12 @@ from ropepatch.training.inputs import require_same_inputs
 from ropepatch.training.interrupts import InterruptCallback
 from ropepatch.training.loss_curve import LossCurveCallback, draw_loss_curve
 from ropepatch.training.models import load_model, load_tokenizer
-from ropepatch.training.out_of_memory import IN_LOADING, explain_step, memory_explained
+from ropepatch.training.out_of_memory import (
+    IN_LOADING,
+    explain_step,
+    in_evaluation,
+    memory_explained,
+)
 from ropepatch.training.processes import (
     from_main,
     processes,
@@ -100,15 +105,22 @@ def _run(
         if not run.result.exists():
             with logs_below(run.path / "logs", recipe.training.report_to):
                 with together(), memory_explained(lambda: IN_LOADING):
-                    trainer = prepare(recipe, run, progress, callbacks, tell)
-                steps, loss = _fit(trainer, recipe, run, checkpoint)
+                    trainer = prepare(run, progress, callbacks, tell)
+                steps, loss = _fit(trainer, checkpoint)
                 del trainer
-        if processes().is_main_process and not is_evaluated(recipe, run):
+        if processes().is_main_process and not is_evaluated(run):
             release_memory()  # the Trainer's, which the measured models may need
-            with _explained(run):
-                stages = evaluate_run(recipe, run, measured)
+            with _explained(run), memory_explained(lambda: in_evaluation(run)):
+                stages = evaluate_run(run, measured)
                 draw_loss_curve(run.metrics, tokens_per_step(recipe), stages)
     return TrainingResult(run.result, steps, loss, time.perf_counter() - started, stages)
+
+
+def check_launch(recipe: Recipe) -> None:
+    """Raise ConfigError where these processes cannot run the recipe, or not report to what it says."""
+    refuse_odd_launch()
+    refuse_devices(recipe.distributed)
+    require_reporters(recipe.training.report_to)
 
 
 def _open(run: RunDirectory, held: ExitStack) -> Path | None:
@@ -116,9 +128,7 @@ def _open(run: RunDirectory, held: ExitStack) -> Path | None:
 
     No other launch has the directory until `held` is left.
     """
-    refuse_odd_launch()
-    refuse_devices(run.recipe.distributed)
-    require_reporters(run.recipe.training.report_to)
+    check_launch(run.recipe)
     held.enter_context(run.claimed())
     if run.has_result():
         return None
@@ -128,15 +138,14 @@ def _open(run: RunDirectory, held: ExitStack) -> Path | None:
     return checkpoint
 
 
-def _fit(
-    trainer: RunTrainer, recipe: Recipe, run: RunDirectory, checkpoint: Path | None
-) -> tuple[int, float]:
+def _fit(trainer: RunTrainer, checkpoint: Path | None) -> tuple[int, float]:
     """Train and save the result; the steps done in all, and the last loss."""
+    run = trainer.run
 
     def start() -> None:
         first_step = step_of(checkpoint) if checkpoint else 0
-        forget_metrics_after(run.metrics, first_step)
         require_same_inputs(trainer, run.path / "inputs.json", is_new=checkpoint is None)
+        forget_metrics_after(run.metrics, first_step)
         record_session(run.path / "environment.json", first_step)
         write_sidecar(trainer.trained, run.path)
 
@@ -147,8 +156,8 @@ def _fit(
         from_main(start)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if processes().is_main_process:
-            draw_loss_curve(run.metrics, tokens_per_step(recipe))
-        _save_result(trainer, recipe, run)
+            draw_loss_curve(run.metrics, tokens_per_step(run.recipe))
+        _save_result(trainer)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return trainer.state.global_step, losses[-1]
 
@@ -177,7 +186,6 @@ def _explained(run: RunDirectory) -> Iterator[None]:
 
 
 def prepare(
-    recipe: Recipe,
     run: RunDirectory,
     progress: ProgressSink | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -185,10 +193,11 @@ def prepare(
     *,
     weights: bool = True,
 ) -> RunTrainer:
-    """The Trainer of a recipe, ready to start; raises for everything that can be wrong before.
+    """The Trainer of a run, ready to start; raises for everything that can be wrong before.
 
-    Without weights, nothing is read but the config: for a dry run.
+    Without weights, nothing is read of a checkpoint but its config and tokenizer: for a dry run.
     """
+    recipe = run.recipe
     require_machine(recipe)
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
@@ -197,21 +206,19 @@ def prepare(
     model = load_model(recipe, tokenizer, weights=weights)
     refuse_parts(recipe.distributed, model, data)
     if recipe.evaluation is not None:
-        plan_run(recipe, model, tokenizer)
-    callbacks = [*_records(recipe, run, progress), *callbacks]
-    trainer = make_trainer(recipe, run, model, tokenizer, data, callbacks)
+        plan_measurement(recipe, model, tokenizer)
+    callbacks = [*_records(run, progress), *callbacks]
+    trainer = make_trainer(run, model, tokenizer, data, callbacks)
     if recipe.stages:
         trainer.add_callback(StageCallback(recipe, pretrained_model(model)))
     return trainer
 
 
-def _records(
-    recipe: Recipe, run: RunDirectory, progress: ProgressSink | None
-) -> list[TrainerCallback]:
+def _records(run: RunDirectory, progress: ProgressSink | None) -> list[TrainerCallback]:
     """What writes down and tells how the run goes, in the one process that does."""
     if not processes().is_main_process:
         return []
-    tokens = tokens_per_step(recipe)
+    tokens = tokens_per_step(run.recipe)
     told = [] if progress is None else [ProgressCallback(progress, tokens)]
     return [MetricsCallback(run.metrics), LossCurveCallback(run.metrics, tokens), *told]
 
@@ -233,10 +240,11 @@ def _sequences(
     return made[0]
 
 
-def _save_result(trainer: RunTrainer, recipe: Recipe, run: RunDirectory) -> None:
+def _save_result(trainer: RunTrainer) -> None:
     """The model in its final dtype, or the adapter; there is a `final` only when it is whole."""
+    recipe = trainer.run.recipe
     if recipe.adapter is not None and recipe.adapter.merge:
         trainer.trained = trainer.trained.merge_and_unload()  # type: ignore[operator]
     if recipe.model.save_dtype is not None and not isinstance(trainer.trained, PeftModel):
         trainer.trained.to(getattr(torch, recipe.model.save_dtype))
-    trainer.publish_model(run.result.name)
+    trainer.publish_model(trainer.run.result.name)

@@ -28,8 +28,8 @@ from ropepatch.training.token_cache import Tell, stored_tokens
 
 def tokens_per_step(recipe: Recipe) -> int:
     """Tokens in one optimizer step, on all devices; the mean over the run where stages differ."""
-    steps = [stage.steps for stage in recipe.stages] or [recipe.training.max_steps]
-    tokens = sum(count * length for count, length in zip(steps, recipe.lengths, strict=True))
+    stages = zip(recipe.all_stages, recipe.lengths, strict=True)
+    tokens = sum(stage.steps * length for stage, length in stages)
     return _sequences_per_step(recipe) * tokens // recipe.training.max_steps
 
 
@@ -79,9 +79,8 @@ def training_data(
 
 
 def stage_ends(recipe: Recipe) -> list[int]:
-    """The first sequence after each stage; of a run without stages, how many there are."""
-    steps = [stage.steps for stage in recipe.stages] or [recipe.training.max_steps]
-    return [*accumulate(count * _sequences_per_step(recipe) for count in steps)]
+    """The first sequence after each stage; the last is how many there are."""
+    return [*accumulate(stage.steps * _sequences_per_step(recipe) for stage in recipe.all_stages)]
 
 
 def training_mixtures(

@@ -15,6 +15,7 @@ from transformers import (
 
 from ropepatch.training.models import apply_patch
 from ropepatch.training.recipe import Recipe
+from ropepatch.training.sections import Stage
 
 
 class StageCallback(TrainerCallback):
@@ -29,7 +30,15 @@ class StageCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        stage = self.recipe.stages[bisect.bisect(self.ends, state.global_step)]
+        self._use(self.recipe.stages[bisect.bisect(self.ends, state.global_step)])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # A run that goes on from its last checkpoint makes no more steps.
+        self._use(self.recipe.stages[-1])
+
+    def _use(self, stage: Stage) -> None:
         patch = self.recipe.patch_of(stage)
         if patch is not None and patch != self.patch:
             apply_patch(self.model, dataclasses.replace(patch, replace=True))

@@ -26,7 +26,6 @@ from ropepatch.training.checkpoints import seal
 from ropepatch.training.distributed import distributed_arguments
 from ropepatch.training.finite_trainer import FiniteTrainer
 from ropepatch.training.processes import from_main, processes
-from ropepatch.training.recipe import Recipe
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.sections import DistributedRecipe, TrainingRecipe
 
@@ -42,7 +41,6 @@ class RunTrainer(FiniteTrainer):
         model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         run: RunDirectory,
-        embedding_learning_rate: float | None = None,
         **options: Any,
     ) -> None:
         self.used_cache = model.config.use_cache  # the Trainer turns it off for good
@@ -54,13 +52,7 @@ class RunTrainer(FiniteTrainer):
         self.tokenizer = tokenizer
         self.run = run
         self.shared_by = run.recipe.distributed.shared_by
-        self.embedding_learning_rate = embedding_learning_rate
         self.staging: Path | None = None
-
-    @property
-    def samples(self) -> Iterator[dict[str, Tensor]]:
-        """What it trains on, in order."""
-        return iter(self.train_dataset)  # type: ignore[arg-type]
 
     def publish_model(self, name: str) -> None:
         """Save the model and its tokenizer as a directory of the run."""
@@ -118,12 +110,13 @@ class RunTrainer(FiniteTrainer):
         """The Trainer's own, with the input embeddings in a group of their own if they have a rate."""
         is_new = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if is_new and self.embedding_learning_rate is not None:
+        rate = self.run.recipe.training.embedding_learning_rate
+        if is_new and rate is not None:
             weight = self.trained.get_input_embeddings().weight
             for group in [*optimizer.param_groups]:
                 others = [parameter for parameter in group["params"] if parameter is not weight]
                 if len(others) < len(group["params"]):
-                    alone = {"params": [weight], "lr": self.embedding_learning_rate}
+                    alone = {"params": [weight], "lr": rate}
                     group["params"] = others
                     optimizer.add_param_group({**group, **alone})
         return optimizer
@@ -156,14 +149,14 @@ class RunTrainer(FiniteTrainer):
 
 
 def make_trainer(
-    recipe: Recipe,
     run: RunDirectory,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     data: Samples,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> RunTrainer:
-    """The Trainer of a recipe whose model and data are there."""
+    """The Trainer of a run whose model and data are there."""
+    recipe = run.recipe
     trainer = RunTrainer(
         model=model,
         args=training_arguments(recipe.training, recipe.output_dir, recipe.distributed),
@@ -173,7 +166,6 @@ def make_trainer(
         tokenizer=tokenizer,
         callbacks=[*callbacks],
         run=run,
-        embedding_learning_rate=recipe.training.embedding_learning_rate,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
