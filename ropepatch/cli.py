@@ -215,7 +215,9 @@ def train(options: argparse.Namespace) -> None:
     """Run a recipe, or show what it would train on."""
     from ropepatch.training.recipe import load_recipe
 
-    recipe = load_recipe(options.recipe, tuple(options.overrides))
+    # Whoever looks at text needs none to measure on yet.
+    shown = ("evaluation=null",) if options.preview else ()
+    recipe = load_recipe(options.recipe, (*options.overrides, *shown))
     if options.dry_run:
         from ropepatch.training.plan import plan_text
 

@@ -166,6 +166,7 @@ def test_a_process_that_fails_ends_the_other_and_keeps_the_last_checkpoint(launc
     assert kept == {
         "checkpoint-2",
         "environment.json",
+        "inputs.json",
         "loss.png",
         "metrics.jsonl",
         "recipe.yaml",

@@ -132,7 +132,7 @@ class Corpus(Iterable[Document]):
             self._said = True
             total = found + left_out.count
             warnings.warn(
-                f"{self.name}: {left_out.count} of {total} are left out, as they have no text"
+                f"{self.name}: {left_out.count} of {total} are left out, as they have no text in UTF-8"
                 f"{left_out.summary(': ')}",
                 RopepatchWarning,
                 stacklevel=2,
