@@ -71,7 +71,7 @@ def test_files_of_a_directory_that_are_no_text_are_left_out_and_named_once(tmp_p
     (tmp_path / "c.latin").write_bytes(b"caf\xe9")
     (tmp_path / "d.py").write_text("")
     corpus = text_files(tmp_path)
-    with pytest.warns(UserWarning, match=r"3 of 4 .* no text: b\.bin, c\.latin, d\.py$"):
+    with pytest.warns(UserWarning, match=r"3 of 4 .* no text in UTF-8: b\.bin, c\.latin, d\.py$"):
         assert [document.text for document in corpus] == ["text"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -85,7 +85,7 @@ def test_a_field_without_text_is_refused(lines):
 
 def test_empty_rows_are_left_out_with_a_count(lines):
     write_rows(lines, ["first", "", "third"])
-    with pytest.warns(UserWarning, match=r"1 of 3 .* no text: .*lines\[1\]$"):
+    with pytest.warns(UserWarning, match=r"1 of 3 .* no text in UTF-8: .*lines\[1\]$"):
         assert texts(lines) == ["first", "third"]
 
 
