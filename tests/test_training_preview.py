@@ -131,7 +131,8 @@ def test_what_is_left_out_is_one_line(tree, tmp_path, capsys):
     assert main(["train", str(recipe), "--preview"]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "picture" in line]
     assert line == (
-        f"ropepatch: warning: {tmp_path}/texts: 1 of 21 are left out, as they have no text in UTF-8: picture.png"
+        f"ropepatch: warning: {tmp_path}/texts: 1 of 21 are left out, as they have no text in "
+        "UTF-8: picture.png"
     )
 
 
