@@ -7,7 +7,7 @@ from tiny_runs import LENGTH, extension_tree, pretraining, pretraining_tree
 from transformers import AutoModelForCausalLM
 
 from ropepatch import patch_model
-from ropepatch.errors import AlreadyScaledError, ConfigError
+from ropepatch.errors import AlreadyScaledError, ConfigError, RopepatchWarning
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.runner import train
 
@@ -52,6 +52,14 @@ def test_scaling_that_replaces_another_counts_from_the_length_it_is_told(tmp_pat
         tmp_path, scaled, factor=2, replace=True, original_max_position_embeddings=4 * LENGTH
     )
     assert train(recipe).steps == 1
+
+
+def test_training_past_the_trained_length_without_a_patch_is_told(tmp_path):
+    base = train(pretraining(tmp_path, max_steps=1)).directory
+    tree = extension_tree(tmp_path, base) | {"patch": None, "output_dir": str(tmp_path / "other")}
+    tree["training"]["max_steps"] = 1
+    with pytest.warns(RopepatchWarning, match="trains 128 tokens on a checkpoint for 32"):
+        train(parse_recipe(tree))
 
 
 def test_no_warning_of_a_length_before_the_patch_reaches_the_user(caplog, scaled):

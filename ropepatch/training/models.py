@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable
 from typing import cast
 
@@ -22,7 +23,7 @@ from ropepatch.adapters.pretrained import (
     trained_length,
 )
 from ropepatch.corpus import Document, train_tokenizer
-from ropepatch.errors import ConfigError, DataError
+from ropepatch.errors import ConfigError, DataError, RopepatchWarning
 from ropepatch.methods.registry import method_class
 from ropepatch.patch import patch_info, patch_model
 from ropepatch.training.borders import check_borders
@@ -73,10 +74,12 @@ def load_model(
     shifted = recipe.training.shifted_attention
     if shifted is not None:  # before the patch, whose layers look at values that a dry run has not
         use_sparse_attention(model, shifted.group, shift=shifted.shift)
+    own = trained_length(model)
     if recipe.patch is not None:
-        own = trained_length(model)
         apply_patch(model, recipe.patch)
         _check_lengths(recipe, model, own)
+    elif recipe.model.path is not None and own is not None:
+        _tell_of_missing_patch(recipe, own)
     if recipe.training.chunked_loss:
         use_chunked_loss(model)
     if recipe.data.packing is not None:
@@ -99,6 +102,17 @@ def apply_patch(model: nn.Module, recipe: PatchRecipe) -> None:
         replace=recipe.replace,
         **recipe.options,
     )
+
+
+def _tell_of_missing_patch(recipe: Recipe, own: int) -> None:
+    longest = max(map(recipe.tokens_read, recipe.all_stages))
+    if longest > own:
+        warnings.warn(
+            f"the recipe trains {longest} tokens on a checkpoint for {own}, and has no patch: its "
+            "positions stay as they are; to scale them, give patch",
+            RopepatchWarning,
+            stacklevel=3,
+        )
 
 
 def _check_lengths(recipe: Recipe, model: PreTrainedModel, own: int | None) -> None:
