@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 from filelock import FileLock
+from run_files import StopAt
 from safetensors.torch import load_file, save_file
-from test_training_runner import StopAt
 from tiny_runs import extension, extension_tree, pretraining, write_corpus
 
 from ropepatch.errors import CheckpointError, ConfigError, RopepatchWarning

@@ -1,13 +1,11 @@
-"""Whole runs: from nothing, resumed, interrupted, and with mistakes."""
+"""Whole runs: what is trained, how, and what is saved."""
 
-import errno
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from run_files import losses, weights
 from tiny_runs import (
     CONFIG,
     LENGTH,
@@ -22,52 +20,21 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    TrainerCallback,
 )
 
 from ropepatch import load_pretrained, patch_info, verify
 from ropepatch.errors import (
-    CheckpointError,
     ConfigError,
-    RopepatchWarning,
 )
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.run_directory import RunDirectory
-from ropepatch.training.runner import TrainingInterrupted, prepare, train
-
-
-class StopAt(TrainerCallback):
-    """Raises after an optimizer step, as a signal would."""
-
-    def __init__(self, step: int, error: BaseException) -> None:
-        self.step = step
-        self.error = error
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise self.error
+from ropepatch.training.runner import prepare, train
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A finished pretraining."""
     return train(pretraining(tmp_path_factory.mktemp("base"))).directory
-
-
-def weights(directory):
-    return load_file(next(directory.glob("*model.safetensors")))
-
-
-def same_weights(first, second):
-    first, second = weights(first), weights(second)
-    return first.keys() == second.keys() and all(
-        torch.equal(first[name], second[name]) for name in first
-    )
-
-
-def losses(recipe):
-    lines = RunDirectory(recipe).metrics.read_text().splitlines()
-    return [(line["step"], line["loss"]) for line in map(json.loads, lines) if "loss" in line]
 
 
 def test_a_pretrained_model_is_a_plain_checkpoint(base):
@@ -92,94 +59,6 @@ def test_the_saved_dtype_is_the_one_asked_for(tmp_path):
     tree["model"]["save_dtype"] = "bfloat16"
     result = train(parse_recipe(tree))
     assert {weight.dtype for weight in weights(result.directory).values()} == {torch.bfloat16}
-
-
-@pytest.mark.parametrize("step", [1, 3, 4])
-def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, base, step):
-    recipe = pretraining(tmp_path)
-    with pytest.raises(TrainingInterrupted):
-        train(recipe, callbacks=[StopAt(step, KeyboardInterrupt())])
-    result = train(recipe)
-    assert same_weights(result.directory, base)
-
-
-@pytest.mark.parametrize("train_embeddings", [False, True])
-def test_an_interrupted_adapter_ends_with_the_weights_of_an_undisturbed_one(
-    tmp_path, base, train_embeddings
-):
-    recipe = extension(tmp_path, base, train_embeddings=train_embeddings, train_norms=True)
-    other = replace(recipe, output_dir=str(tmp_path / "other"))
-    with pytest.raises(TrainingInterrupted):
-        train(recipe, callbacks=[StopAt(5, KeyboardInterrupt())])
-    assert same_weights(train(recipe).directory, train(other).directory)
-
-
-def test_a_resumed_run_logs_every_step_once(tmp_path, base):
-    recipe = pretraining(tmp_path)
-    with pytest.raises(TrainingInterrupted):
-        train(recipe, callbacks=[StopAt(5, KeyboardInterrupt())])
-    train(recipe)
-    undisturbed = [
-        (line["step"], line["loss"])
-        for line in map(json.loads, (base.parent / "metrics.jsonl").read_text().splitlines())
-        if "loss" in line
-    ]
-    assert losses(recipe) == undisturbed
-
-
-def test_a_damaged_newest_checkpoint_is_not_resumed_from(tmp_path, base):
-    recipe = pretraining(tmp_path)
-    with pytest.raises(TrainingInterrupted):
-        train(recipe, callbacks=[StopAt(5, KeyboardInterrupt())])
-    (tmp_path / "run" / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
-    with pytest.warns(RopepatchWarning, match="goes on from checkpoint-2"):
-        assert same_weights(train(recipe).directory, base)
-
-
-def test_an_interruption_says_what_is_kept(tmp_path):
-    recipe = pretraining(tmp_path)
-    with pytest.raises(TrainingInterrupted) as caught:
-        train(recipe, callbacks=[StopAt(3, KeyboardInterrupt())])
-    assert "checkpoint-2" in str(caught.value)
-    assert "run the same recipe again" in str(caught.value)
-
-
-def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, base, monkeypatch):
-    recipe = pretraining(tmp_path)
-    save = torch.save
-
-    def full_at_step_4(content, path, *rest, **options):
-        if "checkpoint-4" in str(path):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(content, path, *rest, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full_at_step_4)
-        with pytest.raises(CheckpointError, match=r"No space left.*is kept: .*checkpoint-2"):
-            train(recipe)
-    assert not (tmp_path / "run" / "checkpoint-4").exists()
-    assert same_weights(train(recipe).directory, base)
-
-
-def test_metrics_that_cannot_be_written_stop_the_run_with_a_reason(tmp_path):
-    recipe = pretraining(tmp_path)
-    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="could not write"):
-        train(recipe)
-
-
-def test_a_finished_run_is_not_done_again(tmp_path):
-    recipe = pretraining(tmp_path)
-    first = train(recipe)
-    before = first.directory.stat().st_mtime_ns
-    assert train(recipe).loss is None
-    assert first.directory.stat().st_mtime_ns == before
-
-
-def test_a_finished_run_refuses_another_recipe(tmp_path):
-    train(pretraining(tmp_path))
-    with pytest.raises(ConfigError, match="belongs to a run of another recipe"):
-        train(pretraining(tmp_path, max_steps=7))
 
 
 def test_the_resolved_recipe_is_kept_with_the_run(tmp_path):

@@ -1,0 +1,107 @@
+"""Runs that were stopped go on to the same end; finished ones are left alone."""
+
+import errno
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from run_files import StopAt, losses, same_weights
+from tiny_runs import extension, pretraining
+
+from ropepatch.errors import CheckpointError, ConfigError, RopepatchWarning
+from ropepatch.training.runner import TrainingInterrupted, train
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A finished pretraining."""
+    return train(pretraining(tmp_path_factory.mktemp("base"))).directory
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, base, step):
+    recipe = pretraining(tmp_path)
+    with pytest.raises(TrainingInterrupted):
+        train(recipe, callbacks=[StopAt(step, KeyboardInterrupt())])
+    result = train(recipe)
+    assert same_weights(result.directory, base)
+
+
+@pytest.mark.parametrize("train_embeddings", [False, True])
+def test_an_interrupted_adapter_ends_with_the_weights_of_an_undisturbed_one(
+    tmp_path, base, train_embeddings
+):
+    recipe = extension(tmp_path, base, train_embeddings=train_embeddings, train_norms=True)
+    other = replace(recipe, output_dir=str(tmp_path / "other"))
+    with pytest.raises(TrainingInterrupted):
+        train(recipe, callbacks=[StopAt(5, KeyboardInterrupt())])
+    assert same_weights(train(recipe).directory, train(other).directory)
+
+
+def test_a_resumed_run_logs_every_step_once(tmp_path, base):
+    recipe = pretraining(tmp_path)
+    with pytest.raises(TrainingInterrupted):
+        train(recipe, callbacks=[StopAt(5, KeyboardInterrupt())])
+    train(recipe)
+    undisturbed = [
+        (line["step"], line["loss"])
+        for line in map(json.loads, (base.parent / "metrics.jsonl").read_text().splitlines())
+        if "loss" in line
+    ]
+    assert losses(recipe) == undisturbed
+
+
+def test_a_damaged_newest_checkpoint_is_not_resumed_from(tmp_path, base):
+    recipe = pretraining(tmp_path)
+    with pytest.raises(TrainingInterrupted):
+        train(recipe, callbacks=[StopAt(5, KeyboardInterrupt())])
+    (tmp_path / "run" / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
+    with pytest.warns(RopepatchWarning, match="goes on from checkpoint-2"):
+        assert same_weights(train(recipe).directory, base)
+
+
+def test_an_interruption_says_what_is_kept(tmp_path):
+    recipe = pretraining(tmp_path)
+    with pytest.raises(TrainingInterrupted) as caught:
+        train(recipe, callbacks=[StopAt(3, KeyboardInterrupt())])
+    assert "checkpoint-2" in str(caught.value)
+    assert "run the same recipe again" in str(caught.value)
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, base, monkeypatch):
+    recipe = pretraining(tmp_path)
+    save = torch.save
+
+    def full_at_step_4(content, path, *rest, **options):
+        if "checkpoint-4" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(content, path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_at_step_4)
+        with pytest.raises(CheckpointError, match=r"No space left.*is kept: .*checkpoint-2"):
+            train(recipe)
+    assert not (tmp_path / "run" / "checkpoint-4").exists()
+    assert same_weights(train(recipe).directory, base)
+
+
+def test_metrics_that_cannot_be_written_stop_the_run_with_a_reason(tmp_path):
+    recipe = pretraining(tmp_path)
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="could not write"):
+        train(recipe)
+
+
+def test_a_finished_run_is_not_done_again(tmp_path):
+    recipe = pretraining(tmp_path)
+    first = train(recipe)
+    before = first.directory.stat().st_mtime_ns
+    assert train(recipe).loss is None
+    assert first.directory.stat().st_mtime_ns == before
+
+
+def test_a_finished_run_refuses_another_recipe(tmp_path):
+    train(pretraining(tmp_path))
+    with pytest.raises(ConfigError, match="belongs to a run of another recipe"):
+        train(pretraining(tmp_path, max_steps=7))
