@@ -53,7 +53,7 @@ class RunDirectory:
 
     def claim(self) -> None:
         """Make the directory this recipe's, or refuse; says now what saving would say later."""
-        self._resumes()
+        self._refuse_other_run()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for leftover in self.path.glob(f"{_STAGING}*"):
@@ -75,18 +75,16 @@ class RunDirectory:
         there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise CheckpointError(f"cannot write to output_dir {self.path}; choose another one")
-        self._resumes()
+        self._refuse_other_run()
 
-    def _resumes(self) -> bool:
-        """Whether the directory holds a run of this recipe; ConfigError for one of another."""
+    def _refuse_other_run(self) -> None:
+        """Raise ConfigError where the directory holds what a run of another recipe saved."""
         path = self.path / "recipe.yaml"
         # A run that has saved nothing holds nothing to protect: its recipe may be corrected.
         saved = self.result.exists() or any(self.path.glob("checkpoint-*"))
-        if not (path.exists() and saved):
-            return False
-        # Through YAML, so that what is compared is what a file can hold.
-        self._refuse_other(_stored_tree(path), yaml.safe_load(recipe_yaml(self.recipe)))
-        return True
+        if path.exists() and saved:
+            # Through YAML, so that what is compared is what a file can hold.
+            self._refuse_other(_stored_tree(path), yaml.safe_load(recipe_yaml(self.recipe)))
 
     def _refuse_other(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         differences = recipe_differences(_identity(old), _identity(new))
@@ -110,9 +108,11 @@ class RunDirectory:
             ) from None
         except OSError as error:
             raise self._unwritable(error) from None
-        with lock:
+        try:
             self.claim()
             yield
+        finally:
+            lock.release()
 
     def has_result(self) -> bool:
         """Whether the run is finished; a damaged result is set aside, with a RopepatchWarning."""
