@@ -174,6 +174,7 @@ def seeded(variant: Variant, seed: int) -> Recipe:
         f"output_dir={directory}",
         f"training.seed={seed}",
         f"data.seed={seed}",
+        "evaluation=null",
     )
     return load_recipe(HERE / f"{variant.recipe}.yaml", changes)
 
