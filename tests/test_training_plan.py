@@ -103,7 +103,8 @@ def test_what_a_start_would_refuse_is_refused(tmp_path, base):
     recipe = extension(tmp_path, base)
     too_long = extension_tree(tmp_path, base)
     too_long["data"]["length"] = 1 << 20
-    with pytest.raises(DataError, match="no document fills"):
+    too_long["patch"] = None
+    with pytest.raises(DataError, match="tokens in all, and a sequence needs 1048576"):
         plan_run(parse_recipe(too_long))
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         plan_run(extension(tmp_path, tmp_path / "a" / "b" / "c"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable
@@ -74,11 +75,9 @@ def load_model(
     shifted = recipe.training.shifted_attention
     if shifted is not None:  # before the patch, whose layers look at values that a dry run has not
         use_sparse_attention(model, shifted.group, shift=shifted.shift)
-    own = trained_length(model)
     if recipe.patch is not None:
-        apply_patch(model, recipe.patch)
-        _check_lengths(recipe, model, own)
-    elif recipe.model.path is not None and own is not None:
+        _patch_for_lengths(recipe, model, recipe.patch)
+    elif recipe.model.path is not None and (own := trained_length(model)) is not None:
         _tell_of_missing_patch(recipe, own)
     if recipe.training.chunked_loss:
         use_chunked_loss(model)
@@ -89,6 +88,20 @@ def load_model(
     if recipe.model.quantization is not None:
         prepare_quantized(model)
     return model if recipe.adapter is None else add_lora(model, recipe.adapter)
+
+
+def check_lengths(recipe: Recipe) -> None:
+    """Raise what `load_model` would of a checkpoint's patch, without its weights, before text is read."""
+    if recipe.model.path is not None and recipe.patch is not None:
+        model = _checkpoint(recipe.model, recipe.model.path, weights=False)
+        _patch_for_lengths(recipe, model, recipe.patch)
+
+
+def _patch_for_lengths(recipe: Recipe, model: PreTrainedModel, patch: PatchRecipe) -> None:
+    """Patch the model in place. Raises ConfigError for a patch that is not for the recipe's lengths."""
+    own = trained_length(model)
+    apply_patch(model, patch)
+    _check_lengths(recipe, model, own)
 
 
 def apply_patch(model: nn.Module, recipe: PatchRecipe) -> None:
@@ -134,7 +147,8 @@ def _check_lengths(recipe: Recipe, model: PreTrainedModel, own: int | None) -> N
         if trained > target:
             raise ConfigError(
                 f"the recipe trains {trained} tokens, but patch.factor {patch.factor:g} over "
-                f"{original} is for {target}; use a larger factor or a shorter length"
+                f"{original} is for {target}; use at most {target} tokens, or a factor of "
+                f"{math.ceil(trained / original)}"
             )
 
 
@@ -167,21 +181,24 @@ def base_model(
     recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase, *, weights: bool = True
 ) -> PreTrainedModel:
     """The checkpoint as it is, or a new model of random weights."""
+    if recipe.path is not None:
+        return _checkpoint(recipe, recipe.path, weights=weights)
+    build = _random_model if weights else weightless_model
     dtype = getattr(torch, recipe.dtype)
-    if recipe.path is None:
-        build = _random_model if weights else weightless_model
-        new = _new_model(dict(recipe.config or {}), tokenizer, dtype, build)
-        if recipe.induction_circuit:
-            add_induction_circuit(new)
-        return new
-    if is_adapter(recipe.path):
-        raise ConfigError(
-            f"model.path {recipe.path} is an adapter; merge it into its base, and give that"
-        )
+    new = _new_model(dict(recipe.config or {}), tokenizer, dtype, build)
+    if recipe.induction_circuit:
+        add_induction_circuit(new)
+    return new
+
+
+def _checkpoint(recipe: ModelRecipe, path: str, *, weights: bool) -> PreTrainedModel:
+    if is_adapter(path):
+        raise ConfigError(f"model.path {path} is an adapter; merge it into its base, and give that")
+    dtype = getattr(torch, recipe.dtype)
     if not weights:
-        return open_weightless(recipe.path, dtype)
+        return open_weightless(path, dtype)
     # Without a dtype, transformers keeps the one that the checkpoint was saved in.
-    return cast(PreTrainedModel, open_model(recipe.path, dtype, **loading_options(recipe)))
+    return cast(PreTrainedModel, open_model(path, dtype, **loading_options(recipe)))
 
 
 def _random_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
