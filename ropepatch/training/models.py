@@ -31,7 +31,7 @@ from ropepatch.training.borders import check_borders
 from ropepatch.training.induction import add_induction_circuit
 from ropepatch.training.lm_loss import use_chunked_loss
 from ropepatch.training.lora import add_lora
-from ropepatch.training.mistakes import unknown_key
+from ropepatch.training.mistakes import unknown_keys
 from ropepatch.training.pretrained import (
     is_adapter,
     open_model,
@@ -232,4 +232,4 @@ def _refuse_unknown(fields: dict[str, object], config: PreTrainedConfig) -> None
     known = [*(field.name for field in dataclasses.fields(config)), *LENGTH_ATTRIBUTES]
     unknown = [name for name in fields if name not in known]
     if unknown:
-        raise ValueError("; ".join(unknown_key(name, known) for name in unknown))
+        raise ValueError("; ".join(unknown_keys(unknown, known)))

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from ropepatch.errors import ConfigError
 from ropepatch.methods.registry import method_class
-from ropepatch.training.mistakes import explain, list_mistakes
+from ropepatch.training.mistakes import explain_all, list_mistakes
 from ropepatch.training.sections import (
     STRICT,
     DataRecipe,
@@ -181,7 +181,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     tree = _read_yaml(path)
     mistakes = [mistake for text in overrides if (mistake := _override(tree, text))]
     if mistakes:
-        raise ConfigError(list_mistakes(mistakes, "the overrides"))
+        raise ConfigError(list_mistakes(mistakes, "the overrides", len(mistakes)))
     return parse_recipe(tree, name=str(path))
 
 
@@ -190,8 +190,8 @@ def parse_recipe(tree: dict[str, Any], *, name: str = "recipe") -> Recipe:
     try:
         return TypeAdapter(Recipe).validate_python(tree)
     except ValidationError as error:
-        mistakes = [explain(detail, Recipe) for detail in error.errors()]
-        raise ConfigError(list_mistakes(mistakes, name)) from None
+        lines = explain_all(error.errors(), Recipe)
+        raise ConfigError(list_mistakes(lines, name, error.error_count())) from None
 
 
 def recipe_tree(recipe: Recipe) -> dict[str, Any]:
