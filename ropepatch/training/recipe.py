@@ -90,6 +90,12 @@ class Recipe:
             raise ValueError(
                 "lora.merge needs whole weights, which distributed.fsdp leaves to none"
             )
+        if self.distributed.fsdp and self.model.quantization is not None:
+            # accelerate's fsdp2_prepare_model ignores them, stored as bytes, and only warns of it.
+            raise ValueError(
+                "distributed.fsdp does not shard the 4-bit weights of model.quantization: each device "
+                "would keep all of them; leave one out"
+            )
         if self.distributed.shared_by == 1:
             return
         sharing = "distributed.context_parallel and sequence_parallel"
