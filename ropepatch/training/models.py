@@ -6,7 +6,7 @@ import math
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -106,15 +106,19 @@ def _patch_for_lengths(recipe: Recipe, model: PreTrainedModel, patch: PatchRecip
 
 def apply_patch(model: nn.Module, recipe: PatchRecipe) -> None:
     """Patch the model in place."""
-    patch_model(
-        model,
-        method=recipe.method,
-        factor=recipe.factor,
-        original_max_position_embeddings=recipe.original_max_position_embeddings,
-        part=recipe.part,
-        replace=recipe.replace,
+    patch_model(model, **patch_arguments(recipe))
+
+
+def patch_arguments(recipe: PatchRecipe) -> dict[str, Any]:
+    """What `patch_model` and `patched` are told."""
+    return {
+        "method": recipe.method,
+        "factor": recipe.factor,
+        "original_max_position_embeddings": recipe.original_max_position_embeddings,
+        "part": recipe.part,
+        "replace": recipe.replace,
         **recipe.options,
-    )
+    }
 
 
 def _tell_of_missing_patch(recipe: Recipe, own: int) -> None:
