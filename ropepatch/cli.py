@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", RopepatchWarning)
             warnings.showwarning = _show_warning
             command(options)
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except RopepatchError as error:
         # What stops all processes is told by the first, what stops another one by that one.
         if _IS_FIRST or not isinstance(error, ProcessError):

@@ -62,7 +62,7 @@ def patch_model(
         info: PatchInfo = previous[1].about
         raise AlreadyPatchedError(
             f"the model is patched with {info.method!r}, factor {info.factor:g}; call "
-            "unpatch_model first, or pass replace=True (--replace)"
+            "unpatch_model first, or pass replace=True (--replace; patch.replace=true in a recipe)"
         )
     if previous is not None:
         previous[1].revert(previous[0])

@@ -252,6 +252,13 @@ def wait_for(condition, seconds=60.0):
         time.sleep(0.002)
 
 
+def test_output_that_nobody_reads_on_ends_quietly(recipe):
+    process = ropepatch("train", recipe, "--dry-run")
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 0
+
+
 def test_ctrl_c_and_a_kill_lose_nothing(recipe, tmp_path, capsys):
     steps = ["training.max_steps=150", "training.save_steps=5"]
     run = tmp_path / "run"

@@ -51,6 +51,15 @@ def test_pieces_are_those_of_the_sequence_that_is_trained_on(tree):
             assert piece.scored == int((item["labels"][part] != -100).sum())
 
 
+def test_a_token_that_nothing_comes_before_is_not_scored(tree):
+    tree["data"] |= {"packing": None, "length": 8}
+    data = preview(tree)
+    for index in range(24):
+        labels = data.mixture(index)[index]["labels"]
+        # A causal model's loss leaves the first label out.
+        assert sum(piece.scored for piece in data.pieces(index)) == int((labels[1:] != -100).sum())
+
+
 def test_positions_of_pose_are_ranges(tree):
     tree["data"] |= {"packing": None, "length": 8, "positions": {"target": 16, "chunks": 2}}
     data = preview(tree)

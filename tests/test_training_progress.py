@@ -1,8 +1,10 @@
 """What a person reads while a run goes on."""
 
 import json
+from pathlib import Path
 
 import pytest
+from tiny_runs import pretraining_tree
 from transformers.utils import logging
 
 from ropepatch.terminal import ShareProgress, duration, quiet_transformers
@@ -12,6 +14,8 @@ from ropepatch.training.progress import (
     forget_metrics_after,
     progress_status,
 )
+from ropepatch.training.recipe import parse_recipe
+from ropepatch.training.runner import train
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,18 @@ def test_the_first_step_promises_nothing():
         step=1, max_steps=9, loss=None, tokens_per_second=None, seconds_left=None
     )
     assert progress_status(progress) == ""
+
+
+def test_a_step_is_told_with_its_own_loss(tmp_path):
+    told = []
+    tree = pretraining_tree(tmp_path)
+    tree["training"] |= {"max_steps": 4, "logging_steps": 2}
+    recipe = parse_recipe(tree)
+    train(recipe, told.append)
+    lines = (Path(recipe.output_dir) / "metrics.jsonl").read_text().splitlines()
+    losses = {row["step"]: row["loss"] for row in map(json.loads, lines) if "loss" in row}
+    assert [step.step for step in told] == [1, 2, 3, 4]
+    assert {step.step: step.loss for step in told if step.step in losses} == losses
 
 
 def test_where_there_is_no_terminal_the_first_and_last_steps_are_lines(capsys):

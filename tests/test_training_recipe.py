@@ -230,7 +230,7 @@ def test_a_wrong_override_is_explained(tmp_path, override, expected):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"model: [1", "not valid YAML"),
+        (b"model: [1", "not valid YAML: line 1: "),
         (b"", "holds no sections"),
         (b"- a", "holds no sections"),
         (b"\xff\xfe\x00", "not a text file"),

@@ -56,5 +56,5 @@ def require_unscaled(config: PreTrainedConfig) -> None:
         kinds = ", ".join(sorted(set(scaled.values())))
         raise AlreadyScaledError(
             f"this checkpoint's config already scales its positions (rope_type {kinds}); pass "
-            "replace=True to put the new method in its place"
+            "replace=True (--replace; patch.replace=true in a recipe) to put the new method in its place"
         )

@@ -62,6 +62,8 @@ def _explain(detail: ErrorDetails, schema: type) -> str:
             choices = [choice.strip("'") for choice in allowed.replace(" or ", ", ").split(", ")]
             hint = did_you_mean(detail["input"], choices, quoted=False)
             return f"{at} must be {allowed}; {found}{hint}"
+        case "list_type":
+            return f"{at} must be a list, such as [{detail['input']}]; {found}"
         case "dataclass_type":
             keys = ", ".join(_known_keys(schema, location))
             return f"{at} must be a section with some of the keys {keys}; {found}"

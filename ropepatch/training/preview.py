@@ -64,7 +64,8 @@ class Preview:
         tokens, scored, columns, starts = data.sequence(index)
         positions = columns.get("position_ids", np.arange(data.length))
         target = data.length - (data.target_length or data.length)
-        scored = scored & (np.arange(data.length) >= target)
+        # A decoder is told how to begin; the first token of a text follows nothing.
+        scored = scored & (np.arange(data.length) >= max(target, 1))
         jumps = np.flatnonzero(np.diff(positions) != 1) + 1
         cuts = sorted({*starts, *jumps.tolist(), target, 0})
         for start, end in zip(cuts, [*cuts[1:], data.length], strict=True):

@@ -48,11 +48,17 @@ class ProgressCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.loss = (logs or {}).get("loss", self.loss)
+        if logs and "loss" in logs:
+            self.loss = logs["loss"]
+            self._tell(state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if not control.should_log:  # else told with its loss
+            self._tell(state)
+
+    def _tell(self, state: TrainerState) -> None:
         now = time.perf_counter()
         if self.first is None:
             self.first = (state.global_step, now)

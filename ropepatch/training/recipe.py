@@ -249,11 +249,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ConfigError(f"the recipe {path} is not a text file") from None
     except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise ConfigError(f"the recipe {path} is not valid YAML: {where}") from None
+        raise ConfigError(f"the recipe {path} is not valid YAML: {_problem(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"the recipe {path} holds no sections; it needs model, training, …")
     return tree
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(error)
+    return f"line {mark.line + 1}: {getattr(error, 'problem', None)}"
 
 
 def _override(tree: dict[str, Any], text: str) -> str | None:
