@@ -44,8 +44,9 @@ def p_above(
 
 def bounded(losses: NDArray[np.floating]) -> Floats:
     """What is not a number, or not finite, as BROKEN nats, so that it counts and does not spread."""
-    whole = losses.astype(np.float64)
-    return np.clip(np.nan_to_num(whole, nan=BROKEN, posinf=BROKEN, neginf=-BROKEN), -BROKEN, BROKEN)
+    whole: Floats = losses.astype(np.float64)
+    np.nan_to_num(whole, copy=False, nan=BROKEN, posinf=BROKEN, neginf=-BROKEN)
+    return whole.clip(-BROKEN, BROKEN)
 
 
 @functools.lru_cache(maxsize=4)
@@ -55,13 +56,15 @@ def _signs(count: int, seed: int) -> Floats:
         bits = np.arange(2**count)[:, None] >> np.arange(count) & 1
     else:
         bits = np.random.default_rng(seed).integers(0, 2, size=(_FLIPS, count))
-    return 1.0 - 2.0 * bits
+    signs: Floats = 1.0 - 2.0 * bits
+    return signs
 
 
 def mcnemar(gained: int, lost: int) -> float:
     """Exact one-sided p-value of "more prompts were gained than lost", of a fair coin's tosses."""
     tosses = gained + lost
-    return math.fsum(math.comb(tosses, k) for k in range(gained, tosses + 1)) / 2**tosses
+    as_many = sum(math.comb(tosses, k) for k in range(gained, tosses + 1))
+    return as_many / (1 << tosses)
 
 
 def p_higher(before: Floats, after: Floats, *, seed: int = 0) -> float:

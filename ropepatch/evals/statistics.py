@@ -48,6 +48,13 @@ def wilson(successes: int, trials: int) -> Interval:
     return Interval(rate, min(rate, centre - half), max(rate, centre + half))
 
 
+def mean_score(scores: Floats, *, seed: int = 0) -> Interval:
+    """The mean of prompts' `scores` (prompts,): Wilson's interval where all are right or wrong."""
+    if len(scores) and np.isin(scores, (0.0, 1.0)).all():
+        return wilson(int(scores.sum()), len(scores))
+    return bootstrap_mean(scores, np.arange(len(scores)), seed=seed)
+
+
 def bootstrap_mean(values: Floats, clusters: NDArray[np.int64], *, seed: int = 0) -> Interval:
     """The mean of `values` (units,), resampling whole `clusters` (units,) with replacement."""
     if len(values) == 0 or len(values) != len(clusters):
