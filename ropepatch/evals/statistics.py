@@ -63,7 +63,7 @@ def bootstrap_mean(values: Floats, clusters: NDArray[np.int64], *, seed: int = 0
     sums = np.bincount(members, weights=values)
     counts = np.bincount(members)
     mean = float(values.mean(dtype=np.float64))
-    if len(sums) == 1:
+    if len(sums) == 1 or not math.isfinite(mean):
         return Interval(mean, math.nan, math.nan)
     # How often each cluster is drawn is multinomial, so a resample is one row of weights.
     shares = np.full(len(sums), 1 / len(sums))
@@ -86,7 +86,7 @@ def bootstrap_mean_of_tasks(tasks: Sequence[Floats], *, seed: int = 0) -> Interv
     return Interval(value, float(low), float(high))
 
 
-def resampled_means(scores: Floats, seed: int) -> Floats:
+def resampled_means(scores: Floats, seed: int | Sequence[int]) -> Floats:
     """Means of as many prompts drawn with replacement from `scores` (prompts,), (RESAMPLES,)."""
     shares = np.full(len(scores), 1 / len(scores))
     draws = np.random.default_rng(seed).multinomial(len(scores), shares, size=RESAMPLES)
@@ -100,4 +100,6 @@ def paired_difference(
     """`after` minus `before`, unit by unit, resampling whole clusters."""
     if before.shape != after.shape:
         raise DataError(f"{before.shape} and {after.shape} values cannot be paired")
-    return bootstrap_mean(after.astype(np.float64) - before, clusters, seed=seed)
+    with np.errstate(invalid="ignore"):  # of two models that give no numbers
+        difference = after.astype(np.float64) - before
+    return bootstrap_mean(difference, clusters, seed=seed)
