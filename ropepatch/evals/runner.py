@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ropepatch.corpus import Document
-from ropepatch.errors import DataError
 from ropepatch.evals.evaluation import Evaluation, Json
 from ropepatch.evals.ledger import active_patch, model_settings, protocol_settings
 from ropepatch.evals.losses import (
@@ -19,21 +18,20 @@ from ropepatch.evals.losses import (
     Tick,
     batched_losses,
     bin_edges,
+    check_vocabulary,
     one_pass_is_exact,
     plain_head,
     position_losses,
     run_ends,
+    share_ticker,
+    work,
 )
 from ropepatch.evals.plan import Plan, plan_evaluation
 from ropepatch.evals.retrieval import choose
 from ropepatch.evals.samples import Answer, Samples
 from ropepatch.evals.tasks.prompt import Prompt, digest
 from ropepatch.evals.tasks.scores import TaskScores
-from ropepatch.evals.windows import Windows
 from ropepatch.verification import evaluation_mode
-
-#: Tokens at which attention costs as much as the rest of a small model; only progress uses it.
-_QUADRATIC_FROM = 2048
 
 
 def evaluate(
@@ -83,7 +81,7 @@ def measure(
 
     Raises DataError for tokens that the model does not know.
     """
-    _check_vocabulary(model, plan.windows)
+    check_vocabulary(model, plan.windows.input_ids)
     with evaluation_mode(model):
         return _measure(
             model, plan, label, progress or (lambda share: None), samples or Samples(label)
@@ -104,7 +102,7 @@ def _measure(
     longest, edges = protocol.lengths[-1], bin_edges(protocol.lengths)
     one_pass = not length_dependent and one_pass_is_exact(model, windows, longest, head=head)
     ends = run_ends(model, edges, protocol.targets, one_pass=one_pass)
-    tick = _ticker(plan, ends[1:], progress)
+    tick = share_ticker(_work(plan, ends[1:]), progress)
 
     def rows(what: str, columns: int) -> Tensor:
         return torch.from_numpy(samples.losses(what, (len(windows.documents), columns)))
@@ -194,30 +192,13 @@ def _runs_in_words(ends: Sequence[int], edges: Sequence[int], targets: int) -> s
     return "one run per bin" if ends == edges else f"one run per {targets} tokens"
 
 
-def _ticker(plan: Plan, ends: Sequence[int], progress: Callable[[float], None]) -> Tick:
-    """Turns finished batches into the share of all work, by tokens and their square."""
-
-    def work(sequences: int, length: int) -> float:
-        return sequences * length * (1 + length / _QUADRATIC_FROM)
-
+def _work(plan: Plan, ends: Sequence[int]) -> float:
+    """Of all batches of a plan, for a model whose position bins need runs up to `ends`."""
     windows = len(plan.windows.documents)
-    total = sum(work(windows, length) for length in [*ends, *plan.protocol.lengths[:-1]])
-    for by_length in plan.prompts.values():
-        total += sum(work(len(prompts), length) for length, prompts in by_length.items())
-    done = 0.0
-
-    def tick(sequences: int, length: int) -> None:
-        nonlocal done
-        done += work(sequences, length)
-        progress(min(1.0, done / total))
-
-    return tick
-
-
-def _check_vocabulary(model: PreTrainedModel, windows: Windows) -> None:
-    rows = int(model.config.get_text_config().vocab_size)
-    if (largest := int(windows.input_ids.max())) >= rows:
-        raise DataError(
-            f"the tokenizer gives token {largest}, but the model knows {rows} tokens; load the "
-            "tokenizer that was saved with this model"
-        )
+    asked = [
+        work(len(prompts), length)
+        for by_length in plan.prompts.values()
+        for length, prompts in by_length.items()
+    ]
+    lengths = [*ends, *plan.protocol.lengths[:-1]]
+    return sum(asked) + sum(work(windows, length) for length in lengths)

@@ -60,15 +60,20 @@ def bootstrap_mean(values: Floats, clusters: NDArray[np.int64], *, seed: int = 0
     if len(values) == 0 or len(values) != len(clusters):
         raise DataError(f"{len(values)} values in {len(clusters)} clusters have no mean")
     _, members = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(members, weights=values)
+    sums: Floats = np.bincount(members, weights=values).astype(np.float64)
     counts = np.bincount(members)
-    mean = float(values.mean(dtype=np.float64))
+    return bootstrap_ratio(sums, counts, seed=seed)
+
+
+def bootstrap_ratio(sums: Floats, weights: NDArray[np.int64], *, seed: int = 0) -> Interval:
+    """Σ sums / Σ weights, (clusters,) each, resampling clusters with replacement."""
+    mean = float(sums.sum() / weights.sum())
     if len(sums) == 1 or not math.isfinite(mean):
         return Interval(mean, math.nan, math.nan)
     # How often each cluster is drawn is multinomial, so a resample is one row of weights.
     shares = np.full(len(sums), 1 / len(sums))
     draws = np.random.default_rng(seed).multinomial(len(sums), shares, size=RESAMPLES)
-    means = (draws @ sums) / (draws @ counts)
+    means = (draws @ sums) / (draws @ weights)
     low, high = np.quantile(means, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
     return Interval(mean, float(low), float(high))
 
