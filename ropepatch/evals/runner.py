@@ -1,20 +1,17 @@
 """One evaluation: which passes are run, and what is read off each."""
 
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ropepatch.corpus import Document
+from ropepatch.evals.answers import answer_prompts, batches, task_scores
 from ropepatch.evals.evaluation import Evaluation, Json
 from ropepatch.evals.ledger import active_patch, model_settings, protocol_settings
 from ropepatch.evals.losses import (
-    TOKENS_PER_BATCH,
     Tick,
     batched_losses,
     bin_edges,
@@ -27,10 +24,8 @@ from ropepatch.evals.losses import (
     work,
 )
 from ropepatch.evals.plan import Plan, plan_evaluation
-from ropepatch.evals.retrieval import choose
-from ropepatch.evals.samples import Answer, Samples
-from ropepatch.evals.tasks.prompt import Prompt, digest
-from ropepatch.evals.tasks.scores import TaskScores
+from ropepatch.evals.samples import Samples
+from ropepatch.evals.tasks import Prompt, TaskScores
 from ropepatch.verification import evaluation_mode
 
 
@@ -65,7 +60,6 @@ def evaluate(
         pairs=pairs,
         bos=bos,
         seed=seed,
-        is_encoder_decoder=model.config.is_encoder_decoder,
     )
     return measure(model, plan, label, progress)
 
@@ -122,7 +116,7 @@ def _measure(
             out=rows(f"targets-{length}", protocol.targets),
         )
     tasks = {
-        task: {n: _ask(model, asked, samples, tick) for n, asked in by_length.items()}
+        task: {n: _ask(model, plan, asked, samples, tick) for n, asked in by_length.items()}
         for task, by_length in plan.prompts.items()
     }
     progress(1.0)
@@ -150,40 +144,20 @@ def _measure(
 
 
 def _ask(
-    model: PreTrainedModel, prompts: Sequence[Prompt], samples: Samples, tick: Tick
+    model: PreTrainedModel, plan: Plan, prompts: list[Prompt], samples: Samples, tick: Tick
 ) -> TaskScores:
     """Scores of all prompts of one task and length, in batches that are asked whole or not at all."""
     task, length = prompts[0].task, prompts[0].length
-    done = samples.answers(task, length)
-    per_batch = max(1, TOKENS_PER_BATCH // length)
-    for start in range(0, len(prompts), per_batch):
-        batch = prompts[start : start + per_batch]
+    has_choice = all(len(prompt.candidates) > 1 for prompt in prompts)
+    mode = plan.protocol.mode or ("forced_choice" if has_choice else "generate")
+    done = {answer.number for answer in samples.answers(task, length)}
+    for batch in batches(prompts):
         if any(prompt.number not in done for prompt in batch):
-            samples.add(
-                Answer(
-                    candidate=samples.candidate,
-                    task=task,
-                    length=length,
-                    doc_id=prompt.number,
-                    score=score,
-                    prompt_hash=prompt.digest,
-                )
-                for prompt, score in zip(batch, choose(model, batch), strict=True)
-            )
+            asked = answer_prompts(model, plan.tokenizer, batch, mode=mode, beyond_length=True)
+            for answers in asked:
+                samples.add(answers)
         tick(len(batch), length)
-    done = samples.answers(task, length)
-    return TaskScores(
-        scores=np.array([done[prompt.number].score for prompt in prompts]),
-        gains=None,
-        depths=_numbers(prompt.depth for prompt in prompts),
-        distances=_numbers(prompt.distance for prompt in prompts),
-        chance=float(np.mean([prompt.chance for prompt in prompts])),
-        digest=digest(list(prompts)),
-    )
-
-
-def _numbers(values: Iterable[float | None]) -> NDArray[np.float64]:
-    return np.array([math.nan if value is None else value for value in values])
+    return task_scores(prompts, samples.answers(task, length), mode)
 
 
 def _runs_in_words(ends: Sequence[int], edges: Sequence[int], targets: int) -> str:
