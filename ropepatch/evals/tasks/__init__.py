@@ -2,6 +2,7 @@
 
 from ropepatch.evals.tasks import cwe, fwe, kv, needle, niah, passkey, qa, vt  # noqa: F401 registers
 from ropepatch.evals.tasks.prompt import Prompt
+from ropepatch.evals.tasks.prompt_sets import PromptSet, make_prompts
 from ropepatch.evals.tasks.registry import GROUPS, Place, Task, expand, register, task, tasks
 from ropepatch.evals.tasks.scores import TaskScores
 from ropepatch.evals.tasks.source import Source
@@ -10,10 +11,12 @@ __all__ = [
     "GROUPS",
     "Place",
     "Prompt",
+    "PromptSet",
     "Source",
     "Task",
     "TaskScores",
     "expand",
+    "make_prompts",
     "register",
     "task",
     "tasks",
