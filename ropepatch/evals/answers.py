@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,13 +19,12 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ropepatch.adapters.pretrained import pretrained_model, trained_length
 from ropepatch.errors import ConfigError, DataError, LengthError
+from ropepatch.evals.ledger import Mode
 from ropepatch.evals.likelihoods import answer_log_probs, log_likelihoods, of_tokens
 from ropepatch.evals.losses import TOKENS_PER_BATCH, Tick, no_tick
 from ropepatch.evals.tasks import Prompt, TaskScores, task
 from ropepatch.evals.tasks.prompt import digest
 from ropepatch.verification import evaluation_mode
-
-Mode = Literal["forced_choice", "teacher_forced", "generate"]
 
 #: Also against what a checkpoint's own settings say.
 _GREEDY = {
@@ -74,7 +72,7 @@ def answer_prompts(
             f"{prompts[0].task} has no wrong answers to choose from; use generate or teacher_forced"
         )
     answer = {"forced_choice": _choose, "teacher_forced": _follow, "generate": _generate}[mode]
-    for batch in _batches(prompts):
+    for batch in batches(prompts):
         with evaluation_mode(model), torch.no_grad():  # not inference_mode, see batched_losses
             try:
                 answers = answer(model, tokenizer, batch)
@@ -154,7 +152,7 @@ def _or_nan(values: Iterable[float | None]) -> NDArray[np.float64]:
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
-def _batches(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
+def batches(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
     """Prompts whose parts are equally long, so that none is padded."""
     alike: defaultdict[tuple[int, ...], list[Prompt]] = defaultdict(list)
     for prompt in prompts:
