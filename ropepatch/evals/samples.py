@@ -134,7 +134,7 @@ def _save(path: Path, rows: Rows) -> None:
 def _loaded(path: Path) -> Rows:
     try:
         rows: Rows = np.load(path, mmap_mode="r+")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} is damaged ({error}); remove it to measure it again") from error
     return rows
 
