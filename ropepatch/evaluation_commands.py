@@ -33,11 +33,15 @@ class _Run:
         from ropepatch.adapters.pretrained import pretrained_model
         from ropepatch.corpus import load_documents
         from ropepatch.description import require_length
+        from ropepatch.evals.sampling import parse_time, require_width
         from ropepatch.terminal import silence_transformers
         from ropepatch.training.pretrained import open_model, open_tokenizer
 
         silence_transformers()
         self.options = options
+        self.seconds = None if options.budget is None else parse_time(options.budget)
+        if options.ci is not None:
+            require_width(options.ci)
         self.name: str = options.models[0]
         self.command = "compare" if len(options.models) > 1 or options.methods else "eval"
         self.directory: Path = options.output or Path("out", self.command, Path(self.name).name)
@@ -198,7 +202,6 @@ class _Run:
             Counts,
             counts_for_time,
             counts_for_width,
-            parse_time,
         )
         from ropepatch.evals.windows import window_room
 
@@ -208,10 +211,9 @@ class _Run:
         fixed = (read_manifest(self.directory) or {}).get("measured", {})
         if fixed.get("sampling") == self._sampling():
             return Counts(fixed["windows"], fixed["prompts"])
-        seconds = None if options.budget is None else parse_time(options.budget)
         room = window_room(self.documents, self.tokenizer, self.lengths[-1], _TARGETS)
         started = time.perf_counter()
-        tried = self.candidates[:1] if seconds else self.candidates[:2]
+        tried = self.candidates[:1] if self.seconds else self.candidates[:2]
         plan = self._plan(Counts(min(PILOT, room), PILOT))
         pilot = measure_candidates(
             self.base,
@@ -220,9 +222,9 @@ class _Run:
             self.load,
             tell=lambda label, share: tell(f"pilot: {label}", 0.0),
         )
-        if seconds is not None:
+        if self.seconds is not None:
             taken = time.perf_counter() - started
-            return counts_for_time(seconds, taken, len(self.candidates), room)
+            return counts_for_time(self.seconds, taken, len(self.candidates), room)
         other = pilot[1] if len(pilot) > 1 else None
         return counts_for_width(pilot[0], other, options.ci, room)
 

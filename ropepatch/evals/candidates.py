@@ -59,7 +59,7 @@ def method_candidates(
     Raises ConfigError that lists all that cannot be patched into the base.
     """
     found, mistakes = [], []
-    served = list_methods(base)
+    served = list_methods(base) if methods else []
     for method in methods:
         try:
             name = method_class(method).name

@@ -35,8 +35,7 @@ def counts_for_width(base: Evaluation, other: Evaluation | None, half: float, ro
     That of scores, and in nats that of the difference between two models; of one, of its context
     gain. `room` is how many windows the documents hold.
     """
-    if not 0 < half < 1:
-        raise ConfigError(f"--ci {half:g} must lie between 0 and 1, such as 0.02")
+    require_width(half)
     widest = max((_half(each) for each in _differences(base, other)), default=math.inf)
     wanted = len(base.documents) * (widest / half) ** 2
     windows = room if not math.isfinite(wanted) else math.ceil(wanted)
@@ -44,6 +43,12 @@ def counts_for_width(base: Evaluation, other: Evaluation | None, half: float, ro
     z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
     prompts = math.ceil(z * z * max(map(_variance, stages)) / (half * half))
     return Counts(min(max(windows, _LEAST), room), min(max(prompts, _LEAST), MOST_PROMPTS))
+
+
+def require_width(half: float) -> None:
+    """Raise ConfigError for half of an interval that cannot be one."""
+    if not 0 < half < 1:
+        raise ConfigError(f"--ci {half:g} must lie between 0 and 1, such as 0.02")
 
 
 def counts_for_time(seconds: float, pilot_seconds: float, models: int, room: int) -> Counts:
