@@ -181,17 +181,19 @@ def one_pass_is_exact(
     """
     if model.config.is_encoder_decoder:
         return False
-    return prefix_is_exact(model, windows.prefix(longest)[:1], longest // 2, head=head)
+    window = windows.prefix(longest)[:1]
+    with torch.no_grad():
+        whole = token_losses(model, window, head=head)
+    return prefix_is_exact(model, window[:, : longest // 2], whole, head=head)
 
 
 def prefix_is_exact(
-    model: PreTrainedModel, window: Tensor, length: int, *, head: nn.Module | None
+    model: PreTrainedModel, prefix: Tensor, whole: Tensor, *, head: nn.Module | None
 ) -> bool:
-    """Whether the first `length` tokens of a window (1, tokens) have the losses that they have alone."""
+    """Whether a prefix (1, tokens) has alone the losses that it has in the `whole` (1, more tokens)."""
     with torch.no_grad():
-        whole = token_losses(model, window, head=head)[:, : length - 1]
-        alone = token_losses(model, window[:, :length], head=head)
-    return float((whole - alone).abs().mean()) < _ONE_PASS_TOLERANCE
+        alone = token_losses(model, prefix, head=head)
+    return float((whole[:, : alone.shape[1]] - alone).abs().mean()) < _ONE_PASS_TOLERANCE
 
 
 def position_losses(
