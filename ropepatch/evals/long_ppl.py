@@ -81,8 +81,10 @@ def _sliding_plan(plan: PerplexityPlan, lengths: tuple[int, int], step: int) -> 
     """What the judge reads: the texts as far as the plan does, with the start token as one of theirs."""
     protocol = replace(PROTOCOLS["yarn-sliding"], name="judge", cut=_cut_sliding, stride=step)
     texts = tuple(
-        Text(text.name, plan.read(some[0]) if some else text.input_ids[:0], None)
-        for text, some in zip(plan.texts, plan.longest(), strict=True)
+        Text(
+            text.name, plan.read(plan.windows[length][n][0]) if length else text.input_ids[:0], None
+        )
+        for n, (text, length) in enumerate(zip(plan.texts, plan.longest(), strict=True))
     )
     return PerplexityPlan(protocol, lengths, texts, None)
 
@@ -114,7 +116,7 @@ def long_perplexities(scored: ScoredTokens, keys: KeyTokens) -> list[Perplexity]
             documents=tuple(
                 None if row is None or mask is None else _score(plan, some[0], row, mask)
                 for row, some, mask in zip(
-                    scored.losses[length], plan.windows(length), keys.masks, strict=True
+                    scored.losses[length], plan.windows[length], keys.masks, strict=True
                 )
             ),
         )

@@ -19,9 +19,11 @@ from ropepatch.evals.windows import Windows
 
 #: Large enough to fill the cores, small enough that activations stay in the cache.
 TOKENS_PER_BATCH = 4096
-#: That exist at a time on a CPU: 32 MiB in float32, and once more as probabilities.
-LOGITS_PER_CHUNK = 1 << 23
-_ELSEWHERE = 8  #: times as many, as accelerators need more at once to be fast
+#: That exist at a time on a CPU: 8 MiB in float32. For more, the C library asks the system for new
+#: pages every time, which takes longer than to compute what is on them.
+LOGITS_PER_CHUNK = 1 << 21
+_ON_ACCELERATORS = 32  #: times as many, as they need more at once to be fast
+_LEAST_TOKENS = 32  #: of a chunk, so that the head's weights are not read for a few tokens only
 #: Mean difference in nats up to which a pass over a prefix counts as the same.
 _ONE_PASS_TOLERANCE = 1e-3
 
@@ -116,8 +118,8 @@ def token_losses(
 
 def _tokens_per_chunk(model: PreTrainedModel) -> int:
     """Tokens whose logits exist at a time."""
-    logits = LOGITS_PER_CHUNK * (1 if model.device.type == "cpu" else _ELSEWHERE)
-    return max(1, logits // int(model.config.get_text_config().vocab_size))
+    logits = LOGITS_PER_CHUNK * (1 if model.device.type == "cpu" else _ON_ACCELERATORS)
+    return max(_LEAST_TOKENS, logits // int(model.config.get_text_config().vocab_size))
 
 
 def _target_logits(model: PreTrainedModel, read: Tensor, input_ids: Tensor, keep: int) -> Tensor:
@@ -192,17 +194,19 @@ def one_pass_is_exact(
     """
     if model.config.is_encoder_decoder:
         return False
-    return prefix_is_exact(model, windows.prefix(longest)[:1], longest // 2, head=head)
+    window = windows.prefix(longest)[:1]
+    with torch.no_grad():
+        whole = token_losses(model, window, head=head)
+    return prefix_is_exact(model, window[:, : longest // 2], whole, head=head)
 
 
 def prefix_is_exact(
-    model: PreTrainedModel, window: Tensor, length: int, *, head: nn.Module | None
+    model: PreTrainedModel, prefix: Tensor, whole: Tensor, *, head: nn.Module | None
 ) -> bool:
-    """Whether the first `length` tokens of a window (1, tokens) have the losses that they have alone."""
+    """Whether a prefix (1, tokens) has alone the losses that it has in the `whole` (1, more tokens)."""
     with torch.no_grad():
-        whole = token_losses(model, window, head=head)[:, : length - 1]
-        alone = token_losses(model, window[:, :length], head=head)
-    return float((whole - alone).abs().mean()) < _ONE_PASS_TOLERANCE
+        alone = token_losses(model, prefix, head=head)
+    return float((whole[:, : alone.shape[1]] - alone).abs().mean()) < _ONE_PASS_TOLERANCE
 
 
 def position_losses(

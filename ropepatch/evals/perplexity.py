@@ -152,10 +152,10 @@ def marginal_perplexity(shorter: tuple[int, float], longer: tuple[int, float]) -
 
 def _perplexity(scored: ScoredTokens, length: int, after: int) -> Perplexity:
     plan = scored.plan
-    windows = plan.windows(length)
+    windows = plan.windows[length]
     if after:
-        shorter = plan.windows(after)
-        windows = [_beyond(some, few) for some, few in zip(windows, shorter, strict=True)]
+        pairs = zip(windows, plan.windows[after], strict=True)
+        windows = [_beyond(some, few) for some, few in pairs]
     return Perplexity(
         protocol=plan.protocol.name,
         length=length,

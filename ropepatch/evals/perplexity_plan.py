@@ -51,32 +51,38 @@ class PerplexityPlan:
         """Where each document starts, and where the last one ends."""
         return np.cumsum([0, *(len(text.input_ids) for text in self.texts)])
 
-    def windows(self, length: int) -> DocumentWindows:
-        """The windows of each document, none if it is too short; of joined ones, those that start in it."""
-        stride = self.protocol.stride or length
-        prefixed = self.prefix is not None
-        if self.protocol.joined:
-            whole = self.protocol.cut(len(self.input_ids), length, prefixed, stride)
-            return self._by_document(whole)
+    @cached_property
+    def windows(self) -> dict[int, DocumentWindows]:
+        """By length: each document's, none if it is too short; of joined ones, those that start in it."""
+        by_length = self._joined_windows if self.protocol.joined else self._own_windows
+        return {length: by_length(length) for length in self.lengths}
+
+    def longest(self) -> list[int]:
+        """The longest length that each document holds, 0 if none."""
+        return [
+            max((length for length, each in self.windows.items() if each[number]), default=0)
+            for number in range(len(self.texts))
+        ]
+
+    def _own_windows(self, length: int) -> DocumentWindows:
         return [
             [
                 replace(window, start=first + window.start, end=first + window.end)
-                for window in self.protocol.cut(end - first, length, prefixed, stride)
+                for window in self._cut(end - first, length)
             ]
             for first, end in pairwise(self.borders.tolist())
         ]
 
-    def longest(self) -> DocumentWindows:
-        """Of each document, the windows of the longest length that it holds."""
-        ascending = zip(*map(self.windows, self.lengths), strict=True)
-        return [next((some for some in reversed(each) if some), []) for each in ascending]
-
-    def _by_document(self, windows: Sequence[Window]) -> DocumentWindows:
+    def _joined_windows(self, length: int) -> DocumentWindows:
         found: DocumentWindows = [[] for _ in self.texts]
-        for window in windows:
+        for window in self._cut(len(self.input_ids), length):
             number = int(np.searchsorted(self.borders, window.start, side="right")) - 1
             found[number].append(window)
         return found
+
+    def _cut(self, tokens: int, length: int) -> list[Window]:
+        stride = self.protocol.stride or length
+        return self.protocol.cut(tokens, length, self.prefix is not None, stride)
 
     def read(self, window: Window) -> Tensor:
         """The tokens of a window, (size,)."""
@@ -107,7 +113,7 @@ def plan_perplexity(
     check_lengths(chosen, lengths)
     prefix = start_token(tokenizer, chosen)
     plan = PerplexityPlan(chosen, tuple(lengths), read_texts(documents, tokenizer), prefix)
-    if not any(plan.windows(lengths[0])):
+    if not any(plan.windows[lengths[0]]):
         raise DataError(
             f"there is no window of {lengths[0]} tokens by protocol {protocol!r}: {_sizes(plan)}; ask "
             "for shorter lengths or add documents"

@@ -4,7 +4,7 @@ Where the windows of all lengths are prefixes of one another, one pass over the 
 unless what the model makes of a token depends on how many follow it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,12 +26,16 @@ from ropepatch.evals.losses import (
     token_losses,
     work,
 )
-from ropepatch.evals.perplexity_plan import DocumentWindows, PerplexityPlan
+from ropepatch.evals.perplexity_plan import PerplexityPlan
 from ropepatch.evals.protocols import Window
 from ropepatch.verification import evaluation_mode
 
 Losses = NDArray[np.float32]
+Pass = tuple[int, int]  #: (length, document)
 Rows = list[Losses | None]  #: by document: its scored tokens, window after window; None: too short
+
+#: Tokens after which a method that moves frequencies with the length shows.
+_TELLING = 512
 
 
 class LossStore(Protocol):
@@ -44,15 +48,19 @@ class LossStore(Protocol):
         """Keep the losses of one document; `what` is fit for the name of a file."""
 
 
-class NoStore:
-    """Keeps nothing."""
+class InMemory:
+    """Keeps losses for as long as a run takes."""
+
+    def __init__(self) -> None:
+        self.losses: dict[tuple[str, int], Losses] = {}
 
     def finished(self, what: str, document: int) -> Losses | None:
-        """Nothing."""
-        return None
+        """What `keep` was given, None if nothing."""
+        return self.losses.get((what, document))
 
     def keep(self, what: str, document: int, losses: Losses) -> None:
-        """Forget them."""
+        """Keep the losses of one document."""
+        self.losses[what, document] = losses
 
 
 @dataclass(frozen=True)
@@ -78,18 +86,25 @@ def score_tokens(
     """
     _check_causal(model, plan)
     check_vocabulary(model, plan.input_ids)
-    windows = {length: plan.windows(length) for length in plan.lengths}
     with evaluation_mode(model):
-        head = plain_head(model)
-        one_pass = plan.protocol.nested and _one_pass(model, plan, head)
-        if one_pass:
-            passes = {plan.protocol.name: plan.longest()}
-        else:
-            passes = {f"{plan.protocol.name}-{n}": some for n, some in windows.items()}
-        rows = _run(model, plan, passes, head, store or NoStore(), progress or (lambda share: None))
-    if one_pass:
-        rows = [_beginnings(rows[0], some) for some in windows.values()]
-    return ScoredTokens(plan, dict(zip(windows, rows, strict=True)), one_pass)
+        reader = _Reader(model, plan, plain_head(model), store or InMemory())
+        one_pass = plan.protocol.nested and reader.one_pass()
+        longest = plan.longest()
+        passes: dict[Pass, Pass] = {
+            (length, n): (longest[n] if one_pass else length, n)
+            for length, each in plan.windows.items()
+            for n, windows in enumerate(each)
+            if windows
+        }
+        rows = reader.read(dict.fromkeys(passes.values()), progress or (lambda share: None))
+    losses: dict[int, Rows] = {
+        length: [
+            rows[passes[length, n]][: _scored(windows)] if windows else None
+            for n, windows in enumerate(each)
+        ]
+        for length, each in plan.windows.items()
+    }
+    return ScoredTokens(plan, losses, one_pass)
 
 
 def _check_causal(model: PreTrainedModel, plan: PerplexityPlan) -> None:
@@ -102,103 +117,109 @@ def _check_causal(model: PreTrainedModel, plan: PerplexityPlan) -> None:
         )
 
 
-def _beginnings(rows: Rows, windows: DocumentWindows) -> Rows:
-    """What shorter windows score of the rows of longer ones that begin with them."""
-    return [
-        row[: some[0].scored] if row is not None and some else None
-        for row, some in zip(rows, windows, strict=True)
-    ]
+def _scored(windows: Sequence[Window]) -> int:
+    return sum(window.scored for window in windows)
 
 
-def _one_pass(model: PreTrainedModel, plan: PerplexityPlan, head: nn.Module | None) -> bool:
-    """Whether prefixes of the longest window have the losses that they have alone, by trying two.
+@dataclass(frozen=True)
+class _Reader:
+    """Runs a model over the windows of a plan."""
 
-    Half the window tells frequencies that move with the length; the shortest length, those that jump
-    at the trained one.
-    """
-    if active_patch(model)[1]:
-        return False
-    longest = max((some[0] for some in plan.longest() if some), key=lambda window: window.size)
-    tokens = plan.read(longest)[None]
-    tried = {max(longest.size // 2, 2), plan.lengths[0]} - {longest.size}
-    return all(prefix_is_exact(model, tokens, length, head=head) for length in tried)
+    model: PreTrainedModel
+    plan: PerplexityPlan
+    head: nn.Module | None
+    store: LossStore
 
+    def one_pass(self) -> bool:
+        """Whether beginnings of the longest window have the losses that they have alone.
 
-def _run(
-    model: PreTrainedModel,
-    plan: PerplexityPlan,
-    passes: Mapping[str, DocumentWindows],
-    head: nn.Module | None,
-    store: LossStore,
-    progress: Callable[[float], None],
-) -> list[Rows]:
-    """The rows of each pass: from the store, or else computed and given to it."""
-    found = [_finished(store, what, windows) for what, windows in passes.items()]
-    missing = [
-        {n: some for n, some in enumerate(windows) if some and rows[n] is None}
-        for windows, rows in zip(passes.values(), found, strict=True)
-    ]
-    total = sum(
-        work(1, window.size) for each in missing for some in each.values() for window in some
-    )
-    tick = share_ticker(total, progress)
-    for what, rows, left in zip(passes, found, missing, strict=True):
-        for documents in _batches(left):
-            for number, row in _document_losses(model, plan, documents, head, tick).items():
-                store.keep(what, number, row)
-                rows[number] = row
-    progress(1.0)
-    return found
+        The shortest length is tried, as frequencies may jump at the trained one, and a beginning that
+        is long enough for slow frequencies to turn.
+        """
+        if active_patch(self.model)[1]:
+            return False
+        longest, shortest = self.plan.longest(), self.plan.lengths[0]
+        length = max(longest)
+        if length == shortest:
+            return True
+        whole_pass = (length, longest.index(length))
+        row = self.read([whole_pass], lambda share: None)[whole_pass]
+        (window,) = self._windows(whole_pass)
+        tokens, losses = self.plan.read(window)[None], torch.from_numpy(row)[None]
+        tried = {shortest, min(length // 2, max(_TELLING, shortest))}
+        return all(
+            prefix_is_exact(self.model, tokens[:, :n], losses, head=self.head) for n in tried
+        )
 
+    def read(self, passes: Iterable[Pass], progress: Callable[[float], None]) -> dict[Pass, Losses]:
+        """The losses of each pass: from the store, or else computed and given to it."""
+        rows = {one: self._finished(one) for one in passes}
+        missing = [one for one, row in rows.items() if row is None]
+        total = sum(work(1, window.size) for one in missing for window in self._windows(one))
+        tick = share_ticker(total, progress)
+        for some in self._batches(missing):
+            for one, row in self._compute(some, tick).items():
+                self.store.keep(self._what(one), one[1], row)
+                rows[one] = row
+        progress(1.0)
+        return {one: row for one, row in rows.items() if row is not None}
 
-def _finished(store: LossStore, what: str, windows: DocumentWindows) -> Rows:
-    rows = [store.finished(what, n) if some else None for n, some in enumerate(windows)]
-    for number, (row, some) in enumerate(zip(rows, windows, strict=True)):
-        expected = sum(window.scored for window in some)
+    def _windows(self, one: Pass) -> list[Window]:
+        length, document = one
+        return self.plan.windows[length][document]
+
+    def _what(self, one: Pass) -> str:
+        return f"{self.plan.protocol.name}-{one[0]}"
+
+    def _finished(self, one: Pass) -> Losses | None:
+        row, expected = self.store.finished(self._what(one), one[1]), _scored(self._windows(one))
         if row is not None and len(row) != expected:
             raise DataError(
-                f"{len(row)} losses are kept of document {number} of {what}, where {expected} tokens "
-                "are scored; they are of other documents or settings: use another directory"
+                f"{len(row)} losses of {self._what(one)} are kept for document {one[1]}, of which "
+                f"{expected} tokens are scored; they are of other documents or settings: use another "
+                "directory"
             )
-    return rows
+        return row
 
-
-def _batches(documents: Mapping[int, list[Window]]) -> Iterator[dict[int, list[Window]]]:
-    """Documents one after another, as many at a time as fill a batch: finished ones are kept early."""
-    batch: dict[int, list[Window]] = {}
-    tokens = 0
-    for number, windows in documents.items():
-        batch[number] = windows
-        tokens += sum(window.size for window in windows)
-        if tokens >= TOKENS_PER_BATCH:
+    def _batches(self, passes: Iterable[Pass]) -> Iterator[list[Pass]]:
+        """As many passes at a time as fill a batch, so that finished ones are kept early."""
+        batch: list[Pass] = []
+        tokens = 0
+        for one in passes:
+            batch.append(one)
+            tokens += sum(window.size for window in self._windows(one))
+            if tokens >= TOKENS_PER_BATCH:
+                yield batch
+                batch, tokens = [], 0
+        if batch:
             yield batch
-            batch, tokens = {}, 0
-    if batch:
-        yield batch
 
-
-def _document_losses(
-    model: PreTrainedModel,
-    plan: PerplexityPlan,
-    documents: Mapping[int, list[Window]],
-    head: nn.Module | None,
-    tick: Tick,
-) -> dict[int, Losses]:
-    """A row for each document; windows of the same shape share batches."""
-    shapes: dict[tuple[int, int], list[tuple[int, Window]]] = {}
-    for number, windows in documents.items():
-        for window in windows:
-            shapes.setdefault((window.size, window.scored), []).append((number, window))
-    parts: dict[tuple[int, Window], Losses] = {}
-    for (size, scored), alike in shapes.items():
-        at_once = max(1, TOKENS_PER_BATCH // size)
-        for start in range(0, len(alike), at_once):
-            some = alike[start : start + at_once]
-            tokens = torch.stack([plan.read(window) for _, window in some])
-            with torch.no_grad():  # not inference_mode, see batched_losses
-                losses = token_losses(
-                    model, tokens, keep=scored, head=head, read_last=plan.protocol.reads_last
+    def _compute(self, passes: Sequence[Pass], tick: Tick) -> dict[Pass, Losses]:
+        """A row for each pass; windows of the same shape share batches."""
+        alike: dict[tuple[int, int], list[tuple[Pass, Window]]] = {}
+        for one in passes:
+            for window in self._windows(one):
+                alike.setdefault((window.size, window.scored), []).append((one, window))
+        parts: dict[tuple[Pass, Window], Losses] = {}
+        for (size, scored), places in alike.items():
+            at_once = max(1, TOKENS_PER_BATCH // size)
+            for start in range(0, len(places), at_once):
+                some = places[start : start + at_once]
+                parts |= zip(
+                    some, self._losses([window for _, window in some], scored), strict=True
                 )
-            parts |= zip(some, losses.numpy(), strict=True)
-            tick(len(some), size)
-    return {n: np.concatenate([parts[n, w] for w in windows]) for n, windows in documents.items()}
+                tick(len(some), size)
+        return {one: np.concatenate([parts[one, w] for w in self._windows(one)]) for one in passes}
+
+    def _losses(self, windows: Sequence[Window], scored: int) -> Losses:
+        """Of windows of one shape, (windows, scored)."""
+        tokens = torch.stack([self.plan.read(window) for window in windows])
+        with torch.no_grad():  # not inference_mode, see batched_losses
+            losses: Losses = token_losses(
+                self.model,
+                tokens,
+                keep=scored,
+                head=self.head,
+                read_last=self.plan.protocol.reads_last,
+            ).numpy()
+        return losses
