@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ropepatch.corpus import Document
+from ropepatch.errors import DataError
 from ropepatch.evals.tasks.pieces import Ids, Pieces
 
 #: A sentence with the space before it, or a line with the line breaks before it.
@@ -67,6 +68,11 @@ def window(texts: Sequence[Text], length: int, border: int, rng: np.random.Gener
 
 def _stream(texts: Sequence[Text], length: int, rng: np.random.Generator) -> Text:
     """Enough text for any window of `length` tokens: the longest sentence is left to choose in."""
+    if not any(len(text.ids) for text in texts):
+        raise DataError(
+            "the tokenizer gives no tokens for the haystack; use the tokenizer that was saved with the "
+            "model, and documents with text"
+        )
     slack = max(int(np.diff(text.borders).max()) for text in texts)
     chosen: list[Text] = []
     total = 0

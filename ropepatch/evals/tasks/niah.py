@@ -10,12 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from ropepatch.errors import PromptLengthError
 from ropepatch.evals.tasks.assembly import Hidden, Question, finish
 from ropepatch.evals.tasks.haystack import Text, nearest_border, weave, window
 from ropepatch.evals.tasks.pieces import Ids, Pieces
 from ropepatch.evals.tasks.prompt import Prompt
-from ropepatch.evals.tasks.registry import Place, Task, register
+from ropepatch.evals.tasks.registry import LEAST_CONTEXT, Place, Task, register
 from ropepatch.evals.tasks.source import Source
 from ropepatch.evals.tasks.words import Draw, distinct, equally_long, identifier, number, word_pair
 
@@ -69,7 +68,9 @@ class Niah(Task):
         ask = partial(self._question, source, keys[: self.queries], right)
         question = ask(values[len(right) :] or (values[1:] if self.queries > 1 else unused))
         budget = self.budget(place.length, question.answer)
-        room = self.room(place.length, question.used(budget, needles))
+        # Of four lines, two are on one side of the needle, so that one of them is whole.
+        least = 4 * len(needles[0]) if self.haystack == "needles" else LEAST_CONTEXT
+        room = self.room(place.length, question.used(budget, needles), least)
         depths = [float(depth) for depth in rng.integers(DEPTHS, size=hidden) / (DEPTHS - 1)]
         border = round(depths[0] * room)
         text, others = self._text(source, room + len(needles[0]), border, values[0], rng)
@@ -80,10 +81,6 @@ class Niah(Task):
         without = weave(text, placed[1:])[0] if len(right) == 1 else None
         if self.haystack == "needles":
             question = ask(self._whole(pieces, context, others))
-            if len(question.candidates) == 1:
-                raise PromptLengthError(
-                    f"{self.name} of {place.length} tokens has no room for a second needle; use more"
-                )
         return finish(
             self,
             source,

@@ -15,7 +15,7 @@ from ropepatch.spelling import did_you_mean
 
 #: RULER's answers have up to 128 tokens in 4096; a shorter prompt has as large a share of its length.
 _TOKENS_PER_ANSWER_TOKEN = 32
-_LEAST_CONTEXT = 8  #: tokens of a haystack, below which there is nothing to hide in
+LEAST_CONTEXT = 8  #: tokens of a haystack, below which there is nothing to hide in
 
 DEPTHS = 11
 _STRIDE = 7  #: has no divisor in common with the depths, so that every one of them has its turn
@@ -53,12 +53,12 @@ class Task(ABC):
         """Tokens that are kept free for the answer."""
         return max(len(answer), min(self.answer_tokens, length // _TOKENS_PER_ANSWER_TOKEN))
 
-    def room(self, length: int, used: int, least: int = _LEAST_CONTEXT) -> int:
+    def room(self, length: int, used: int, least: int = LEAST_CONTEXT) -> int:
         """Tokens that are left for the haystack beside `used` ones, which include the answer's."""
         room = length - used
         if room < least:
-            # The answer's share grows with the length, so that a little more is needed.
-            enough = length + -(-(least - room) * _TOKENS_PER_ANSWER_TOKEN // 31) + 1
+            # Other prompts have longer words, and a longer prompt has a longer answer.
+            enough = length + (least - room) + used // 8
             raise PromptLengthError(
                 f"{self.name} does not fit into {length} tokens: instructions, question and answer take "
                 f"{used}, and its context at least {least}; use about {enough} or more"
