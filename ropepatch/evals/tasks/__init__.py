@@ -1,0 +1,1 @@
+"""Tasks whose answers stand in their context: retrieval, tracing, counting, questions."""
