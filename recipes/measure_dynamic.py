@@ -24,7 +24,7 @@ from ropepatch import patch_model, planned_length
 from ropepatch.corpus import RetrievalVocabulary, load_documents
 from ropepatch.evals import bootstrap_mean, paired_difference
 from ropepatch.evals.losses import batched_losses
-from ropepatch.evals.retrieval import retrieval_prompts, score_prompts
+from ropepatch.evals.retrieval import choose, retrieval_prompts
 from ropepatch.evals.statistics import Floats
 from ropepatch.evals.windows import Windows, held_out_windows
 from ropepatch.evals.wording import show_interval
@@ -140,7 +140,8 @@ def measure(checkpoint: str, count: int) -> str:
                     pair = paired_difference(before, means[length], windows.documents)
                     cell += f"<br>{show_interval(pair, signed=True)}"
                 prompts = retrieval_prompts(vocabulary, windows.texts, length=length, count=count)
-                cells.append(f"{cell}<br>{score_prompts(reads, prompts).correct.mean():.2f}")
+                right = [choose(reads, [prompt])[0] for prompt in prompts]
+                cells.append(f"{cell}<br>{sum(right) / len(right):.2f}")
             forward = forward if stage.loops else means
             rows.append(f"| {stage.label} | {' | '.join(cells)} |")
             progress((number + 1) / len(every))

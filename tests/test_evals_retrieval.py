@@ -2,14 +2,13 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from ropepatch.corpus import RetrievalVocabulary
-from ropepatch.errors import DataError
-from ropepatch.evals.retrieval import retrieval_prompts, score_prompts
+from ropepatch.evals.retrieval import choose, retrieval_prompts
 from ropepatch.evals.statistics import wilson
+from ropepatch.evals.tasks.prompt import digest
 
 VOCABULARY = RetrievalVocabulary(keys=tuple(range(100, 164)), values=tuple(range(200, 264)))
 TEXTS = [torch.arange(600) % 90, torch.arange(700) % 80]
@@ -49,38 +48,34 @@ def prompts(length=128, count=64, seed=0, **options):
 
 
 def test_a_model_that_copies_is_always_right():
-    scores = score_prompts(FakeModel(copies), prompts())
-    assert scores.correct.all()
-    assert scores.chance == pytest.approx(1 / 8)
+    assert set(choose(FakeModel(copies), prompts())) == {1.0}
+    assert {prompt.chance for prompt in prompts()} == {1 / 8}
 
 
 def test_only_the_values_in_context_are_a_choice():
-    assert score_prompts(FakeModel(prefers_a_token_outside_of_the_choice), prompts()).correct.all()
+    assert all(choose(FakeModel(prefers_a_token_outside_of_the_choice), prompts()))
 
 
 def test_a_model_that_guesses_is_at_chance():
     generator = torch.Generator().manual_seed(0)
     guesser = FakeModel(lambda row: torch.rand(300, generator=generator))
-    scores = score_prompts(guesser, prompts(count=512))
-    interval = wilson(int(scores.correct.sum()), 512)
-    assert interval.low <= scores.chance <= interval.high
+    interval = wilson(int(sum(choose(guesser, prompts(count=512)))), 512)
+    assert interval.low <= 1 / 8 <= interval.high
 
 
 def test_a_model_that_takes_any_value_is_at_chance():
-    scores = score_prompts(FakeModel(copies_the_last_value), prompts(count=2048))
-    interval = wilson(int(scores.correct.sum()), 2048)
-    assert interval.low <= scores.chance <= interval.high
+    right = sum(choose(FakeModel(copies_the_last_value), prompts(count=2048)))
+    interval = wilson(int(right), 2048)
+    assert interval.low <= 1 / 8 <= interval.high
 
 
 @pytest.mark.parametrize("logit", [0.0, float("nan")])
 def test_a_model_without_preference_is_never_right(logit):
-    assert not score_prompts(
-        FakeModel(lambda row: torch.full((300,), logit)), prompts()
-    ).correct.any()
+    assert not any(choose(FakeModel(lambda row: torch.full((300,), logit)), prompts()))
 
 
 def test_chance_follows_the_number_of_pairs():
-    assert score_prompts(FakeModel(copies), prompts(pairs=4)).chance == pytest.approx(1 / 4)
+    assert {prompt.chance for prompt in prompts(pairs=4)} == {1 / 4}
 
 
 def test_prompts_have_the_exact_length_and_many_distances():
@@ -96,31 +91,16 @@ def test_prompts_depend_on_their_number_and_not_on_how_many_are_asked():
 
 
 def test_prompts_of_two_seeds_differ():
-    assert score_prompts(FakeModel(copies), prompts(seed=0)).digest != (
-        score_prompts(FakeModel(copies), prompts(seed=1)).digest
-    )
+    assert digest(prompts(seed=0)) != digest(prompts(seed=1))
 
 
 def test_prompts_may_start_with_bos_at_the_same_length():
     asked = prompts(bos=1)
     assert {(len(prompt.input_ids), int(prompt.input_ids[0])) for prompt in asked} == {(128, 1)}
-    assert score_prompts(FakeModel(copies), asked).correct.all()
+    assert all(choose(FakeModel(copies), asked))
 
 
 def test_distances_count_from_the_key_to_its_query():
     for prompt in prompts(count=8):
         ids = prompt.input_ids
         assert ids[len(ids) - 1 - prompt.distance] == ids[-1]
-
-
-def test_progress_counts_every_prompt():
-    ticks = []
-    score_prompts(FakeModel(copies), prompts(count=70), tick=lambda *tick: ticks.append(tick))
-    assert sum(sequences for sequences, _ in ticks) == 70
-    assert {length for _, length in ticks} == {128}
-    assert np.all([sequences * length <= 4096 for sequences, length in ticks])
-
-
-def test_prompts_of_two_lengths_are_refused():
-    with pytest.raises(DataError, match=r"found lengths \[128, 256\]"):
-        score_prompts(FakeModel(copies), [*prompts(count=1), *prompts(length=256, count=1)])

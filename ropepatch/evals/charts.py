@@ -48,7 +48,7 @@ class Chart:
 def draw_charts(stages: Sequence[Evaluation]) -> list[Chart]:
     """The report's figures; retrieval only where it was measured."""
     charts = [_fixed_targets(stages), _context_gain(stages), _positions(stages)]
-    return charts + ([_retrieval(stages)] if any(stage.retrieval for stage in stages) else [])
+    return charts + ([_retrieval(stages)] if any("kv" in stage.tasks for stage in stages) else [])
 
 
 def _fixed_targets(stages: Sequence[Evaluation]) -> Chart:
@@ -102,7 +102,7 @@ def _positions(stages: Sequence[Evaluation]) -> Chart:
 
 def _retrieval(stages: Sequence[Evaluation]) -> Chart:
     title = "Retrieval"
-    chance = next(stage.chance for stage in stages if stage.chance is not None)
+    chance = next(it for stage in stages if (it := stage.chance("kv")) is not None)
 
     def finish(axes: Axes) -> None:
         axes.set_ylim(-0.03, 1.06)
@@ -120,7 +120,7 @@ def _retrieval(stages: Sequence[Evaluation]) -> Chart:
 
 
 def _accuracies(stage: Evaluation) -> dict[int, Interval]:
-    measured = {length: stage.accuracy(length) for length in stage.lengths}
+    measured = {length: stage.score("kv", length) for length in stage.lengths}
     return {length: interval for length, interval in measured.items() if interval is not None}
 
 

@@ -86,16 +86,18 @@ def _short_context_kept(comparison: Comparison, stage: Evaluation) -> Claim:
 
 
 def _retrieves(stage: Evaluation, length: int) -> Claim:
-    accuracy = stage.accuracy(length)
+    accuracy = stage.score("kv", length)
     question = f"Is a value found again in {length} tokens?"
     if accuracy is None:
-        reason = stage.configuration.get("no_retrieval") or f"no prompts of {length} tokens"
-        return Claim(question, "not measured", None, "of prompts", str(reason))
-    chance = stage.retrieval[length].chance
+        not_asked = stage.configuration.get("not_asked")
+        reason = not_asked.get("kv") if isinstance(not_asked, dict) else None
+        detail = str(reason or f"no prompts of {length} tokens")
+        return Claim(question, "not measured", None, "of prompts", detail)
+    chance = stage.tasks["kv"][length].chance
     verdict: Verdict = "yes" if accuracy.low > chance else "no"
     if accuracy.low <= chance <= accuracy.high:
         verdict = "unclear"
-    within = stage.accuracy(stage.reference_length)
+    within = stage.score("kv", stage.reference_length)
     near = f", {within.value:.3f} in {stage.reference_length} tokens" if within else ""
     return Claim(
         question=question,

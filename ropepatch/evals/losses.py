@@ -5,6 +5,7 @@ column t − 1 of a loss array holds it. Encoder–decoder models read the token
 the encoder, and predict the scored ones in the decoder: the context of a token is the same.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
@@ -91,16 +92,26 @@ def batched_losses(
     keep: int | None = None,
     head: nn.Module | None,
     tick: Tick = no_tick,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """token_losses of many sequences (sequences, keep), a few at a time."""
+    """token_losses of many sequences (sequences, keep), a few at a time.
+
+    `out` takes them, and what is done there already is not done again: rows are NaN until they are.
+    A loss that is not a number is infinite.
+    """
     length = input_ids.shape[1]
-    losses = []
-    for batch in input_ids.split(max(1, TOKENS_PER_BATCH // length)):
-        # Not inference_mode: a module that caches what it computes here may be trained afterwards.
-        with torch.no_grad():
-            losses.append(token_losses(model, batch, keep=keep, head=head))
+    keep = length - 1 if keep is None else keep
+    out = torch.full((len(input_ids), keep), math.nan) if out is None else out
+    per_batch = max(1, TOKENS_PER_BATCH // length)
+    # The same batches whatever is done: the last bits of a loss depend on its neighbours.
+    for batch, rows in zip(input_ids.split(per_batch), out.split(per_batch), strict=True):
+        if rows.isnan().any():
+            # Not inference_mode: a module that caches what it computes may be trained afterwards.
+            with torch.no_grad():
+                losses = token_losses(model, batch, keep=keep, head=head)
+            rows.copy_(losses.nan_to_num(nan=math.inf, posinf=math.inf))
         tick(len(batch), length)
-    return torch.cat(losses)
+    return out
 
 
 def bin_edges(lengths: Sequence[int]) -> tuple[int, ...]:
@@ -148,10 +159,12 @@ def position_losses(
     *,
     head: nn.Module | None,
     tick: Tick = no_tick,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Loss of every token of every window, (windows, longest − 1), from runs that end at `ends`."""
-    parts = [
-        batched_losses(model, windows.prefix(end), keep=end - start, head=head, tick=tick)
-        for start, end in pairwise(ends)
-    ]
-    return torch.cat(parts, dim=1)
+    out = torch.full((len(windows.input_ids), ends[-1] - 1), math.nan) if out is None else out
+    for start, end in pairwise(ends):
+        part = out[:, start - 1 : end - 1]
+        prefix = windows.prefix(end)
+        batched_losses(model, prefix, keep=end - start, head=head, tick=tick, out=part)
+    return out

@@ -10,10 +10,17 @@ from ropepatch.errors import CheckpointError, ConfigError
 from ropepatch.evals.claims import Check, Claim, extended_length, headline, multiple
 from ropepatch.evals.evaluation import Comparison, Evaluation, Json
 from ropepatch.evals.statistics import CONFIDENCE, Interval
-from ropepatch.evals.wording import MISSING, show_number, show_range
+from ropepatch.evals.wording import (
+    MISSING,
+    show_number,
+    show_range,
+    task_name,
+    task_title,
+    tasks_of,
+)
 from ropepatch.whole_files import write_whole
 
-SCHEMA = 1  #: of report.json; rises when a reader of the old one would go wrong
+SCHEMA = 2  #: of report.json; rises when a reader of the old one would go wrong
 
 
 @dataclass(frozen=True)
@@ -118,19 +125,22 @@ def _stage_json(stage: Evaluation) -> dict[str, Json]:
             {"from": first, "to": end, "loss": _interval_json(stage.bin_loss((first, end)))}
             for first, end in stage.bins
         ],
-        "retrieval": [_retrieval_json(stage, length) for length in stage.lengths],
+        "tasks": {
+            task: [_scores_json(stage, task, length) for length in stage.lengths]
+            for task in stage.tasks
+        },
     }
 
 
-def _retrieval_json(stage: Evaluation, length: int) -> Json:
-    scores = stage.retrieval.get(length)
+def _scores_json(stage: Evaluation, task: str, length: int) -> Json:
+    asked = stage.asked(task, length)
+    far = stage.score(task, length, beyond=stage.trained_length)
     return {
         "length": length,
-        "accuracy": _interval_json(stage.accuracy(length)),
-        "accuracy_beyond_trained_length": _interval_json(stage.far_accuracy(length)),
-        "prompts": None if scores is None else len(scores.correct),
-        "correct": None if scores is None else int(scores.correct.sum()),
-        "chance": None if scores is None else scores.chance,
+        "score": _interval_json(stage.score(task, length)),
+        "score_beyond_trained_length": _interval_json(far),
+        "prompts": None if asked is None else len(asked.scores),
+        "chance": None if asked is None else asked.chance,
     }
 
 
@@ -147,10 +157,13 @@ def _comparison_json(comparison: Comparison) -> dict[str, Json]:
             {"from": first, "to": end, "difference": _interval_json(difference)}
             for (first, end), difference in comparison.bin_losses.items()
         ],
-        "retrieval": [
-            {"length": length, "difference": _interval_json(difference)}
-            for length, difference in comparison.accuracies.items()
-        ],
+        "tasks": {
+            task: [
+                {"length": length, "difference": _interval_json(difference)}
+                for length, difference in by_length.items()
+            ]
+            for task, by_length in comparison.tasks.items()
+        },
     }
 
 
@@ -195,12 +208,10 @@ def _tables(stages: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> 
     rows = [(length, f"{length} ({multiple(first, length)})") for length in first.lengths]
     losses = [(name, tuple(_cell(s.target_loss(n)) for s in stages)) for n, name in rows]
     gains = [(name, tuple(_gain_cell(s, n) for s in stages)) for n, name in rows]
-    found = [(name, tuple(_cell(s.accuracy(n)) for s in stages)) for n, name in rows]
     bins = [
         (f"{start}–{end - 1}", tuple(_cell(s.bin_loss((start, end))) for s in stages))
         for start, end in first.bins
     ]
-    chance = MISSING if first.chance is None else f"{first.chance:.3f}"
     return [
         _Table("Loss of the same tokens, nats per token", labels, tuple(losses)),
         _Table(
@@ -208,22 +219,38 @@ def _tables(stages: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> 
             labels,
             tuple(gains),
         ),
-        _Table(f"Retrieval, share of right answers (chance {chance})", labels, tuple(found)),
+        *(_scores_table(stages, task) for task in tasks_of(stages)),
         _Table("Loss by position, nats per token", labels, tuple(bins)),
         *(_comparison_table(comparison) for comparison in comparisons),
     ]
 
 
+def _scores_table(stages: Sequence[Evaluation], task: str) -> _Table:
+    rows = tuple(
+        (
+            f"{length} ({multiple(stages[0], length)})",
+            tuple(_cell(stage.score(task, length)) for stage in stages),
+        )
+        for length in stages[0].lengths
+    )
+    return _Table(task_title(task, stages), tuple(stage.label for stage in stages), rows)
+
+
 def _comparison_table(comparison: Comparison) -> _Table:
+    tasks = list(comparison.tasks) or ["kv"]
     rows = tuple(
         (
             str(length),
-            (_cell(loss, signed=True), _cell(comparison.accuracies.get(length), signed=True)),
+            (
+                _cell(loss, signed=True),
+                *(_cell(comparison.tasks.get(t, {}).get(length), signed=True) for t in tasks),
+            ),
         )
         for length, loss in comparison.target_losses.items()
     )
     title = f"{comparison.after} minus {comparison.before}, paired"
-    return _Table(title, ("loss, nats per token", "retrieval, share"), rows)
+    columns = ("loss, nats per token", *(f"{task_name(task)}, share" for task in tasks))
+    return _Table(title, columns, rows)
 
 
 def _gain_cell(stage: Evaluation, length: int) -> _Cell:

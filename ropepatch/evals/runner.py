@@ -1,18 +1,21 @@
 """One evaluation: which passes are run, and what is read off each."""
 
-import hashlib
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ropepatch.corpus import Document, RetrievalPrompt, RetrievalVocabulary
+from ropepatch.corpus import Document
 from ropepatch.errors import DataError
 from ropepatch.evals.evaluation import Evaluation, Json
-from ropepatch.evals.ledger import Protocol, active_patch, model_settings, protocol_settings
+from ropepatch.evals.ledger import active_patch, model_settings, protocol_settings
 from ropepatch.evals.losses import (
+    TOKENS_PER_BATCH,
     Tick,
     batched_losses,
     bin_edges,
@@ -21,64 +24,16 @@ from ropepatch.evals.losses import (
     position_losses,
     run_ends,
 )
-from ropepatch.evals.retrieval import RetrievalScores, retrieval_prompts, score_prompts
-from ropepatch.evals.windows import Windows, held_out_windows
+from ropepatch.evals.plan import Plan, plan_evaluation
+from ropepatch.evals.retrieval import choose
+from ropepatch.evals.samples import Answer, Samples
+from ropepatch.evals.tasks.prompt import Prompt, digest
+from ropepatch.evals.tasks.scores import TaskScores
+from ropepatch.evals.windows import Windows
 from ropepatch.verification import evaluation_mode
 
 #: Tokens at which attention costs as much as the rest of a small model; only progress uses it.
 _QUADRATIC_FROM = 2048
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is read, the same for all models that are to be compared."""
-
-    protocol: Protocol
-    windows: Windows
-    prompts: Mapping[int, list[RetrievalPrompt]]  #: by length; empty where none are asked
-    no_retrieval: str | None  #: why none are asked
-
-
-def plan_evaluation(
-    tokenizer: PreTrainedTokenizerBase,
-    documents: list[Document],
-    *,
-    lengths: Sequence[int],
-    trained_length: int,
-    targets: int = 64,
-    windows: int = 50,
-    prompts: int = 64,
-    pairs: int = 8,
-    bos: bool = False,
-    seed: int = 0,
-    is_encoder_decoder: bool = False,
-) -> Plan:
-    """Windows and prompts, cut from the documents before any model has to run.
-
-    Raises DataError for documents that hold too few windows, ConfigError for numbers that
-    contradict each other.
-    """
-    protocol = Protocol(
-        lengths=tuple(lengths),
-        trained_length=trained_length,
-        targets=targets,
-        windows=windows,
-        prompts=prompts,
-        pairs=pairs,
-        bos=bos,
-        seed=seed,
-    )
-    cut = held_out_windows(
-        documents,
-        tokenizer,
-        longest=protocol.lengths[-1],
-        count=windows,
-        targets=targets,
-        bos=bos,
-        seed=seed,
-    )
-    asked, reason = _prompts(tokenizer, cut, protocol, is_encoder_decoder)
-    return Plan(protocol, cut, asked, reason)
 
 
 def evaluate(
@@ -122,34 +77,55 @@ def measure(
     plan: Plan,
     label: str,
     progress: Callable[[float], None] | None = None,
+    samples: Samples | None = None,
 ) -> Evaluation:
-    """Losses and retrieval of one model by a plan. Raises DataError for tokens it does not know."""
+    """Losses and answers of one model by a plan; what `samples` has is not measured again.
+
+    Raises DataError for tokens that the model does not know.
+    """
     _check_vocabulary(model, plan.windows)
     with evaluation_mode(model):
-        return _measure(model, plan, label, progress or (lambda share: None))
+        return _measure(
+            model, plan, label, progress or (lambda share: None), samples or Samples(label)
+        )
 
 
 def _measure(
-    model: PreTrainedModel, plan: Plan, label: str, progress: Callable[[float], None]
+    model: PreTrainedModel,
+    plan: Plan,
+    label: str,
+    progress: Callable[[float], None],
+    samples: Samples,
 ) -> Evaluation:
-    protocol, windows, prompts = plan.protocol, plan.windows, plan.prompts
+    protocol, windows = plan.protocol, plan.windows
     started = time.perf_counter()
     head = plain_head(model)
     patch, length_dependent = active_patch(model)
     longest, edges = protocol.lengths[-1], bin_edges(protocol.lengths)
     one_pass = not length_dependent and one_pass_is_exact(model, windows, longest, head=head)
     ends = run_ends(model, edges, protocol.targets, one_pass=one_pass)
-    tick = _ticker(protocol, ends[1:], bool(prompts), progress)
+    tick = _ticker(plan, ends[1:], progress)
 
-    by_position = position_losses(model, windows, ends, head=head, tick=tick)
+    def rows(what: str, columns: int) -> Tensor:
+        return torch.from_numpy(samples.losses(what, (len(windows.documents), columns)))
+
+    by_position = position_losses(
+        model, windows, ends, head=head, tick=tick, out=rows("positions", longest - 1)
+    )
     # The longest window is the one that the position bins have read already.
-    by_length: dict[int, Tensor] = {longest: by_position[:, -protocol.targets :]}
+    by_length = {longest: by_position[:, -protocol.targets :]}
     for length in protocol.lengths[:-1]:
         by_length[length] = batched_losses(
-            model, windows.suffix(length), keep=protocol.targets, head=head, tick=tick
+            model,
+            windows.suffix(length),
+            keep=protocol.targets,
+            head=head,
+            tick=tick,
+            out=rows(f"targets-{length}", protocol.targets),
         )
-    retrieval = {
-        length: score_prompts(model, asked, tick=tick) for length, asked in prompts.items()
+    tasks = {
+        task: {n: _ask(model, asked, samples, tick) for n, asked in by_length.items()}
+        for task, by_length in plan.prompts.items()
     }
     progress(1.0)
     configuration: dict[str, Json] = {
@@ -157,7 +133,7 @@ def _measure(
         **model_settings(model),
         "patch": patch,
         "position_bins": _runs_in_words(ends, edges, protocol.targets),
-        "no_retrieval": plan.no_retrieval,
+        "not_asked": dict(plan.not_asked),
         "seconds": round(time.perf_counter() - started, 1),
     }
     return Evaluation(
@@ -168,11 +144,48 @@ def _measure(
         documents=windows.documents,
         target_losses={length: by_length[length].numpy() for length in protocol.lengths},
         position_losses=by_position.numpy(),
-        retrieval=retrieval,
-        protocol=_protocol_digest(protocol, windows, retrieval),
+        tasks=tasks,
+        protocol=plan.digest(),
         configuration=configuration,
         seed=protocol.seed,
     )
+
+
+def _ask(
+    model: PreTrainedModel, prompts: Sequence[Prompt], samples: Samples, tick: Tick
+) -> TaskScores:
+    """Scores of all prompts of one task and length, in batches that are asked whole or not at all."""
+    task, length = prompts[0].task, prompts[0].length
+    done = samples.answers(task, length)
+    per_batch = max(1, TOKENS_PER_BATCH // length)
+    for start in range(0, len(prompts), per_batch):
+        batch = prompts[start : start + per_batch]
+        if any(prompt.number not in done for prompt in batch):
+            samples.add(
+                Answer(
+                    candidate=samples.candidate,
+                    task=task,
+                    length=length,
+                    doc_id=prompt.number,
+                    score=score,
+                    prompt_hash=prompt.digest,
+                )
+                for prompt, score in zip(batch, choose(model, batch), strict=True)
+            )
+        tick(len(batch), length)
+    done = samples.answers(task, length)
+    return TaskScores(
+        scores=np.array([done[prompt.number].score for prompt in prompts]),
+        gains=None,
+        depths=_numbers(prompt.depth for prompt in prompts),
+        distances=_numbers(prompt.distance for prompt in prompts),
+        chance=float(np.mean([prompt.chance for prompt in prompts])),
+        digest=digest(list(prompts)),
+    )
+
+
+def _numbers(values: Iterable[float | None]) -> NDArray[np.float64]:
+    return np.array([math.nan if value is None else value for value in values])
 
 
 def _runs_in_words(ends: Sequence[int], edges: Sequence[int], targets: int) -> str:
@@ -181,58 +194,16 @@ def _runs_in_words(ends: Sequence[int], edges: Sequence[int], targets: int) -> s
     return "one run per bin" if ends == edges else f"one run per {targets} tokens"
 
 
-def _prompts(
-    tokenizer: PreTrainedTokenizerBase,
-    windows: Windows,
-    protocol: Protocol,
-    is_encoder_decoder: bool,
-) -> tuple[dict[int, list[RetrievalPrompt]], str | None]:
-    """Prompts by length, or none and the reason why retrieval is not measured."""
-    if protocol.prompts == 0:
-        return {}, "not asked for"
-    if is_encoder_decoder:
-        return {}, "asked of causal models only"
-    try:
-        vocabulary = RetrievalVocabulary.from_tokenizer(tokenizer)
-    except DataError as error:
-        return {}, str(error)
-    prompts = {
-        length: retrieval_prompts(
-            vocabulary,
-            windows.texts,
-            length=length,
-            count=protocol.prompts,
-            pairs=protocol.pairs,
-            bos=windows.bos,
-            seed=protocol.seed,
-        )
-        for length in protocol.lengths
-    }
-    return prompts, None
-
-
-def _protocol_digest(
-    protocol: Protocol, windows: Windows, retrieval: dict[int, RetrievalScores]
-) -> str:
-    prompts = [scores.digest for scores in retrieval.values()]
-    content = repr((protocol, windows.digest(), prompts))
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def _ticker(
-    protocol: Protocol,
-    ends: Sequence[int],
-    retrieval: bool,
-    progress: Callable[[float], None],
-) -> Tick:
+def _ticker(plan: Plan, ends: Sequence[int], progress: Callable[[float], None]) -> Tick:
     """Turns finished batches into the share of all work, by tokens and their square."""
 
     def work(sequences: int, length: int) -> float:
         return sequences * length * (1 + length / _QUADRATIC_FROM)
 
-    total = sum(work(protocol.windows, length) for length in [*ends, *protocol.lengths[:-1]])
-    if retrieval:
-        total += sum(work(protocol.prompts, length) for length in protocol.lengths)
+    windows = len(plan.windows.documents)
+    total = sum(work(windows, length) for length in [*ends, *plan.protocol.lengths[:-1]])
+    for by_length in plan.prompts.values():
+        total += sum(work(len(prompts), length) for length, prompts in by_length.items())
     done = 0.0
 
     def tick(sequences: int, length: int) -> None:
