@@ -204,7 +204,7 @@ def test_eval_measures_an_encoder_decoder_model_patched_and_not(tmp_path, capsys
         assert main(["eval", str(model), *measured, *data]) == 0
         (stage,) = json.loads((tmp_path / "eval" / "report.json").read_text())["stages"]
         assert (stage["configuration"]["patch"] or {}).get("method") == method
-        assert stage["configuration"]["not_asked"] == {"kv": "asked of causal models only"}
+        assert stage["configuration"]["not_asked"] == {}
         assert stage["configuration"]["trained_length"] == LENGTH
 
 

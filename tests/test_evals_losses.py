@@ -77,7 +77,7 @@ def test_chunks_batches_and_kept_tokens_do_not_change_a_loss(model, monkeypatch)
     ids = torch.randint(3, 400, (5, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         whole = token_losses(model, ids, head=None)
-    monkeypatch.setattr("ropepatch.evals.losses.TOKENS_PER_CHUNK", 7)
+    monkeypatch.setattr("ropepatch.evals.losses.LOGITS_PER_CHUNK", 7 * 400)
     monkeypatch.setattr("ropepatch.evals.losses.TOKENS_PER_BATCH", 80)
     ours = batched_losses(model, ids, keep=11, head=plain_head(model))
     torch.testing.assert_close(ours, whole[:, -11:])

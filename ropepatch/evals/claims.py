@@ -8,7 +8,7 @@ from ropepatch.errors import DataError
 from ropepatch.evals.evaluation import Comparison, Evaluation, compare
 from ropepatch.evals.statistics import Interval
 
-Verdict = Literal["yes", "no", "unclear", "not measured"]
+Reply = Literal["yes", "no", "unclear", "not measured"]
 
 #: Nats per token that a longer context may cost within the trained length.
 PRICE_TOLERANCE = 0.03
@@ -28,7 +28,7 @@ class Claim:
     """A question and its answer."""
 
     question: str
-    verdict: Verdict
+    verdict: Reply
     interval: Interval | None
     unit: str  #: "nats per token" or "of prompts"
     detail: str  #: what the number is
@@ -94,7 +94,7 @@ def _retrieves(stage: Evaluation, length: int) -> Claim:
         detail = str(reason or f"no prompts of {length} tokens")
         return Claim(question, "not measured", None, "of prompts", detail)
     chance = stage.tasks["kv"][length].chance
-    verdict: Verdict = "yes" if accuracy.low > chance else "no"
+    verdict: Reply = "yes" if accuracy.low > chance else "no"
     if accuracy.low <= chance <= accuracy.high:
         verdict = "unclear"
     within = stage.score("kv", stage.reference_length)
@@ -109,13 +109,13 @@ def _retrieves(stage: Evaluation, length: int) -> Claim:
 
 
 def _checked(check: Check) -> Claim:
-    verdict: Verdict = "not measured"
+    verdict: Reply = "not measured"
     if check.passed is not None:
         verdict = "yes" if check.passed else "no"
     return Claim(check.question, verdict, None, "", check.detail)
 
 
-def _below(interval: Interval, bound: float) -> Verdict:
+def _below(interval: Interval, bound: float) -> Reply:
     """Whether the whole interval lies below `bound`."""
     if not interval.bounded:
         return "unclear"

@@ -1,6 +1,7 @@
 """What was run, written down so that it can be run again: protocol, patch, versions."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import transformers
@@ -13,6 +14,8 @@ from ropepatch.evals.windows import Windows
 from ropepatch.methods import make_method
 from ropepatch.patch import patch_info
 
+Mode = Literal["forced_choice", "teacher_forced", "generate"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -22,10 +25,14 @@ class Protocol:
     trained_length: int  #: tokens that the checkpoint was trained to
     targets: int  #: tokens at the end of each window that are scored at every length
     windows: int
-    prompts: int  #: retrieval prompts per length, 0 for none
+    prompts: int  #: per task and length, 0 for none
     pairs: int  #: key–value pairs in a retrieval prompt
     bos: bool  #: whether windows and prompts start with BOS
     seed: int
+    tasks: tuple[str, ...] = ("kv",)  #: or groups of them
+    mode: Mode | None = (
+        None  #: how answers are taken; None: a choice where there is one, else generated
+    )
 
     def __post_init__(self) -> None:
         if not self.lengths or tuple(sorted(set(self.lengths))) != self.lengths:
@@ -76,6 +83,8 @@ def protocol_settings(protocol: Protocol, windows: Windows) -> dict[str, Json]:
         "pairs": protocol.pairs,
         "bos": protocol.bos,
         "seed": protocol.seed,
+        "tasks": list(protocol.tasks),
+        "mode": protocol.mode,
     }
 
 

@@ -14,20 +14,52 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ropepatch.errors import DataError
 from ropepatch.evals.windows import Windows
 
 #: Large enough to fill the cores, small enough that activations stay in the cache.
 TOKENS_PER_BATCH = 4096
-#: Logits of 1024 tokens at a vocabulary of 128,000 are 0.5 GB in float32.
-TOKENS_PER_CHUNK = 1024
+#: That exist at a time on a CPU: 32 MiB in float32, and once more as probabilities.
+LOGITS_PER_CHUNK = 1 << 23
+_ELSEWHERE = 8  #: times as many, as accelerators need more at once to be fast
 #: Mean difference in nats up to which a pass over a prefix counts as the same.
 _ONE_PASS_TOLERANCE = 1e-3
+
+#: Tokens at which attention costs as much as the rest of a small model; only progress uses it.
+_QUADRATIC_FROM = 2048
 
 Tick = Callable[[int, int], None]  #: told (sequences, length) after each batch
 
 
 def no_tick(sequences: int, length: int) -> None:
     """For callers that show no progress."""
+
+
+def work(sequences: int, length: int) -> float:
+    """What a batch costs: by tokens and their square."""
+    return sequences * length * (1 + length / _QUADRATIC_FROM)
+
+
+def share_ticker(total: float, progress: Callable[[float], None]) -> Tick:
+    """Turns finished batches into the share of `total`, the work of them all."""
+    done = 0.0
+
+    def tick(sequences: int, length: int) -> None:
+        nonlocal done
+        done += work(sequences, length)
+        progress(min(1.0, done / total))
+
+    return tick
+
+
+def check_vocabulary(model: PreTrainedModel, input_ids: Tensor) -> None:
+    """Raise DataError for tokens that the model does not know."""
+    rows = int(model.config.get_text_config().vocab_size)
+    if (largest := int(input_ids.max())) >= rows:
+        raise DataError(
+            f"the tokenizer gives token {largest}, but the model knows {rows} tokens; load the "
+            "tokenizer that was saved with this model"
+        )
 
 
 def plain_head(model: PreTrainedModel) -> nn.Module | None:
@@ -50,39 +82,54 @@ def plain_head(model: PreTrainedModel) -> nn.Module | None:
 
 
 def token_losses(
-    model: PreTrainedModel, input_ids: Tensor, *, keep: int | None = None, head: nn.Module | None
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    *,
+    keep: int | None = None,
+    head: nn.Module | None,
+    read_last: bool = True,
 ) -> Tensor:
     """Float32 losses of the last `keep` tokens (all but the first if None), (batch, keep).
 
-    `head` is what plain_head found; with it, logits exist for one chunk of tokens at a time.
+    `head` is what plain_head found; with it, logits exist for one chunk of tokens at a time. The last
+    token predicts nothing, but a causal model reads it, as with `model(labels=…)`, if `read_last`.
     """
     input_ids = input_ids.to(model.device)
-    keep = input_ids.shape[1] - 1 if keep is None else keep
+    length = input_ids.shape[1]
+    keep = length - 1 if keep is None else keep
     labels = input_ids[:, -keep:].reshape(-1)
+    read = input_ids if read_last else input_ids[:, :-1]
+    chunk = _tokens_per_chunk(model)
     if head is None:
-        logits = _target_logits(model, input_ids, keep).flatten(0, 1)
-        parts: Iterator[Tensor] = iter(logits.split(TOKENS_PER_CHUNK))
+        logits = _target_logits(model, read, input_ids, keep).flatten(0, 1)
+        parts: Iterator[Tensor] = iter(logits.split(chunk))
     else:
-        decoder = model.get_decoder()
-        states = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
-        states = states[:, -keep - 1 : -1].flatten(0, 1)
-        parts = (head(chunk) for chunk in states.split(TOKENS_PER_CHUNK))
+        states = model.get_decoder()(input_ids=read, use_cache=False).last_hidden_state
+        states = states[:, length - keep - 1 : length - 1].flatten(0, 1)
+        parts = (head(some) for some in states.split(chunk))
     losses = [
-        F.cross_entropy(logits.float(), chunk, reduction="none")
-        for logits, chunk in zip(parts, labels.split(TOKENS_PER_CHUNK), strict=True)
+        F.cross_entropy(logits.float(), some, reduction="none")
+        for logits, some in zip(parts, labels.split(chunk), strict=True)
     ]
     return torch.cat(losses).view(len(input_ids), keep).cpu()
 
 
-def _target_logits(model: PreTrainedModel, input_ids: Tensor, keep: int) -> Tensor:
+def _tokens_per_chunk(model: PreTrainedModel) -> int:
+    """Tokens whose logits exist at a time."""
+    logits = LOGITS_PER_CHUNK * (1 if model.device.type == "cpu" else _ELSEWHERE)
+    return max(1, logits // int(model.config.get_text_config().vocab_size))
+
+
+def _target_logits(model: PreTrainedModel, read: Tensor, input_ids: Tensor, keep: int) -> Tensor:
     """Logits that predict the last `keep` tokens, (batch, keep, vocabulary)."""
     if model.config.is_encoder_decoder:
         prefix, targets = input_ids[:, :-keep], input_ids[:, -keep:].contiguous()
         # The model shifts the labels itself, to make of them what the decoder reads.
         logits: Tensor = model(input_ids=prefix, labels=targets, use_cache=False).logits
         return logits
-    logits = model(input_ids=input_ids, use_cache=False).logits
-    return logits[:, -keep - 1 : -1]
+    logits = model(input_ids=read, use_cache=False).logits
+    last = input_ids.shape[1] - 1
+    return logits[:, last - keep : last]
 
 
 def batched_losses(
@@ -145,10 +192,16 @@ def one_pass_is_exact(
     """
     if model.config.is_encoder_decoder:
         return False
-    window = windows.prefix(longest)[:1]
+    return prefix_is_exact(model, windows.prefix(longest)[:1], longest // 2, head=head)
+
+
+def prefix_is_exact(
+    model: PreTrainedModel, window: Tensor, length: int, *, head: nn.Module | None
+) -> bool:
+    """Whether the first `length` tokens of a window (1, tokens) have the losses that they have alone."""
     with torch.no_grad():
-        whole = token_losses(model, window, head=head)[:, : longest // 2 - 1]
-        alone = token_losses(model, window[:, : longest // 2], head=head)
+        whole = token_losses(model, window, head=head)[:, : length - 1]
+        alone = token_losses(model, window[:, :length], head=head)
     return float((whole - alone).abs().mean()) < _ONE_PASS_TOLERANCE
 
 

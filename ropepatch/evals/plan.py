@@ -3,14 +3,15 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ropepatch.corpus import Document, RetrievalVocabulary
+from ropepatch.corpus import Document
 from ropepatch.errors import DataError
-from ropepatch.evals.ledger import Protocol
-from ropepatch.evals.retrieval import retrieval_prompts
-from ropepatch.evals.tasks.prompt import Prompt, digest
+from ropepatch.evals.ledger import Mode, Protocol
+from ropepatch.evals.tasks import Prompt, Source, expand, make_prompts
+from ropepatch.evals.tasks.prompt import digest
 from ropepatch.evals.windows import Windows, held_out_windows
 
 Questions = Mapping[str, Mapping[int, list[Prompt]]]  #: by task and length
@@ -21,9 +22,10 @@ class Plan:
     """What is read, the same for all models that are to be compared."""
 
     protocol: Protocol
+    tokenizer: PreTrainedTokenizerBase
     windows: Windows
     prompts: Questions  #: a task that cannot be asked is absent
-    not_asked: Mapping[str, str]  #: by task, why it is not
+    not_asked: Mapping[str, str]  #: by task, or task and length, why it is not
 
     def digest(self) -> str:
         """Equal for two plans that read and ask the same tokens."""
@@ -48,11 +50,15 @@ def plan_evaluation(
     pairs: int = 8,
     bos: bool = False,
     seed: int = 0,
-    is_encoder_decoder: bool = False,
+    tasks: Sequence[str] = ("kv",),
+    mode: Mode | None = None,
+    questions: Mapping[str, Path] | None = None,
+    lead: str = "\n",
 ) -> Plan:
     """Windows and prompts, cut from the documents before any model has to run.
 
-    Raises DataError for documents that hold too few windows, ConfigError for numbers that
+    `questions` are files of the tasks qa_1 and qa_2; needles start with `lead`, as sentences of the
+    documents do. Raises DataError for documents that hold too few windows, ConfigError for numbers that
     contradict each other.
     """
     protocol = Protocol(
@@ -64,6 +70,8 @@ def plan_evaluation(
         pairs=pairs,
         bos=bos,
         seed=seed,
+        tasks=tuple(tasks),
+        mode=mode,
     )
     cut = held_out_windows(
         documents,
@@ -74,41 +82,33 @@ def plan_evaluation(
         bos=bos,
         seed=seed,
     )
-    asked, not_asked = _questions(tokenizer, cut, protocol, is_encoder_decoder)
-    return Plan(protocol, cut, asked, not_asked)
-
-
-def _kv_prompts(
-    tokenizer: PreTrainedTokenizerBase, windows: Windows, protocol: Protocol
-) -> dict[int, list[Prompt]]:
-    """Prompts by length. Raises DataError for a tokenizer without reserved tokens."""
-    vocabulary = RetrievalVocabulary.from_tokenizer(tokenizer)
-    return {
-        length: retrieval_prompts(
-            vocabulary,
-            windows.texts,
-            length=length,
-            count=protocol.prompts,
-            pairs=protocol.pairs,
-            bos=windows.bos,
-            seed=protocol.seed,
-        )
-        for length in protocol.lengths
-    }
+    used = [document for document in documents if document.name in cut.names]
+    source = Source(tokenizer, used, bos=bos, lead=lead, questions=questions or {}, pairs=pairs)
+    asked, not_asked = _questions(tasks, source, protocol)
+    return Plan(protocol, tokenizer, cut, asked, not_asked)
 
 
 def _questions(
-    tokenizer: PreTrainedTokenizerBase,
-    windows: Windows,
-    protocol: Protocol,
-    is_encoder_decoder: bool,
+    names: Sequence[str], source: Source, protocol: Protocol
 ) -> tuple[Questions, dict[str, str]]:
-    """Prompts, and the reason for every task that is not asked."""
+    """Prompts, and the reason for everything that is not asked."""
+    asked: dict[str, Mapping[int, list[Prompt]]] = {}
+    not_asked: dict[str, str] = {}
     if protocol.prompts == 0:
-        return {}, {"kv": "not asked for"}
-    if is_encoder_decoder:
-        return {}, {"kv": "asked of causal models only"}
-    try:
-        return {"kv": _kv_prompts(tokenizer, windows, protocol)}, {}
-    except DataError as error:
-        return {}, {"kv": str(error)}
+        return {}, dict.fromkeys(names, "not asked for")
+    for name in [task.name for task in expand(names, source)]:
+        try:
+            made = make_prompts(
+                [name],
+                source,
+                lengths=protocol.lengths,
+                count=protocol.prompts,
+                seed=protocol.seed,
+            )
+        except DataError as error:
+            not_asked[name] = str(error)
+            continue
+        asked |= made.prompts
+        for length, reason in made.missing.get(name, {}).items():
+            not_asked[f"{name} in {length} tokens"] = reason
+    return asked, not_asked

@@ -1,39 +1,32 @@
 """One evaluation: which passes are run, and what is read off each."""
 
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ropepatch.corpus import Document
-from ropepatch.errors import DataError
+from ropepatch.evals.answers import answer_prompts, batches, task_scores
 from ropepatch.evals.evaluation import Evaluation, Json
 from ropepatch.evals.ledger import active_patch, model_settings, protocol_settings
 from ropepatch.evals.losses import (
-    TOKENS_PER_BATCH,
     Tick,
     batched_losses,
     bin_edges,
+    check_vocabulary,
     one_pass_is_exact,
     plain_head,
     position_losses,
     run_ends,
+    share_ticker,
+    work,
 )
 from ropepatch.evals.plan import Plan, plan_evaluation
-from ropepatch.evals.retrieval import choose
-from ropepatch.evals.samples import Answer, Samples
-from ropepatch.evals.tasks.prompt import Prompt, digest
-from ropepatch.evals.tasks.scores import TaskScores
-from ropepatch.evals.windows import Windows
+from ropepatch.evals.samples import Samples
+from ropepatch.evals.tasks import Prompt, TaskScores
 from ropepatch.verification import evaluation_mode
-
-#: Tokens at which attention costs as much as the rest of a small model; only progress uses it.
-_QUADRATIC_FROM = 2048
 
 
 def evaluate(
@@ -67,7 +60,6 @@ def evaluate(
         pairs=pairs,
         bos=bos,
         seed=seed,
-        is_encoder_decoder=model.config.is_encoder_decoder,
     )
     return measure(model, plan, label, progress)
 
@@ -83,7 +75,7 @@ def measure(
 
     Raises DataError for tokens that the model does not know.
     """
-    _check_vocabulary(model, plan.windows)
+    check_vocabulary(model, plan.windows.input_ids)
     with evaluation_mode(model):
         return _measure(
             model, plan, label, progress or (lambda share: None), samples or Samples(label)
@@ -104,7 +96,7 @@ def _measure(
     longest, edges = protocol.lengths[-1], bin_edges(protocol.lengths)
     one_pass = not length_dependent and one_pass_is_exact(model, windows, longest, head=head)
     ends = run_ends(model, edges, protocol.targets, one_pass=one_pass)
-    tick = _ticker(plan, ends[1:], progress)
+    tick = share_ticker(_work(plan, ends[1:]), progress)
 
     def rows(what: str, columns: int) -> Tensor:
         return torch.from_numpy(samples.losses(what, (len(windows.documents), columns)))
@@ -124,7 +116,7 @@ def _measure(
             out=rows(f"targets-{length}", protocol.targets),
         )
     tasks = {
-        task: {n: _ask(model, asked, samples, tick) for n, asked in by_length.items()}
+        task: {n: _ask(model, plan, asked, samples, tick) for n, asked in by_length.items()}
         for task, by_length in plan.prompts.items()
     }
     progress(1.0)
@@ -152,40 +144,20 @@ def _measure(
 
 
 def _ask(
-    model: PreTrainedModel, prompts: Sequence[Prompt], samples: Samples, tick: Tick
+    model: PreTrainedModel, plan: Plan, prompts: list[Prompt], samples: Samples, tick: Tick
 ) -> TaskScores:
     """Scores of all prompts of one task and length, in batches that are asked whole or not at all."""
     task, length = prompts[0].task, prompts[0].length
-    done = samples.answers(task, length)
-    per_batch = max(1, TOKENS_PER_BATCH // length)
-    for start in range(0, len(prompts), per_batch):
-        batch = prompts[start : start + per_batch]
+    has_choice = all(len(prompt.candidates) > 1 for prompt in prompts)
+    mode = plan.protocol.mode or ("forced_choice" if has_choice else "generate")
+    done = {answer.number for answer in samples.answers(task, length)}
+    for batch in batches(prompts):
         if any(prompt.number not in done for prompt in batch):
-            samples.add(
-                Answer(
-                    candidate=samples.candidate,
-                    task=task,
-                    length=length,
-                    doc_id=prompt.number,
-                    score=score,
-                    prompt_hash=prompt.digest,
-                )
-                for prompt, score in zip(batch, choose(model, batch), strict=True)
-            )
+            asked = answer_prompts(model, plan.tokenizer, batch, mode=mode, beyond_length=True)
+            for answers in asked:
+                samples.add(answers)
         tick(len(batch), length)
-    done = samples.answers(task, length)
-    return TaskScores(
-        scores=np.array([done[prompt.number].score for prompt in prompts]),
-        gains=None,
-        depths=_numbers(prompt.depth for prompt in prompts),
-        distances=_numbers(prompt.distance for prompt in prompts),
-        chance=float(np.mean([prompt.chance for prompt in prompts])),
-        digest=digest(list(prompts)),
-    )
-
-
-def _numbers(values: Iterable[float | None]) -> NDArray[np.float64]:
-    return np.array([math.nan if value is None else value for value in values])
+    return task_scores(prompts, samples.answers(task, length), mode)
 
 
 def _runs_in_words(ends: Sequence[int], edges: Sequence[int], targets: int) -> str:
@@ -194,30 +166,13 @@ def _runs_in_words(ends: Sequence[int], edges: Sequence[int], targets: int) -> s
     return "one run per bin" if ends == edges else f"one run per {targets} tokens"
 
 
-def _ticker(plan: Plan, ends: Sequence[int], progress: Callable[[float], None]) -> Tick:
-    """Turns finished batches into the share of all work, by tokens and their square."""
-
-    def work(sequences: int, length: int) -> float:
-        return sequences * length * (1 + length / _QUADRATIC_FROM)
-
+def _work(plan: Plan, ends: Sequence[int]) -> float:
+    """Of all batches of a plan, for a model whose position bins need runs up to `ends`."""
     windows = len(plan.windows.documents)
-    total = sum(work(windows, length) for length in [*ends, *plan.protocol.lengths[:-1]])
-    for by_length in plan.prompts.values():
-        total += sum(work(len(prompts), length) for length, prompts in by_length.items())
-    done = 0.0
-
-    def tick(sequences: int, length: int) -> None:
-        nonlocal done
-        done += work(sequences, length)
-        progress(min(1.0, done / total))
-
-    return tick
-
-
-def _check_vocabulary(model: PreTrainedModel, windows: Windows) -> None:
-    rows = int(model.config.get_text_config().vocab_size)
-    if (largest := int(windows.input_ids.max())) >= rows:
-        raise DataError(
-            f"the tokenizer gives token {largest}, but the model knows {rows} tokens; load the "
-            "tokenizer that was saved with this model"
-        )
+    asked = [
+        work(len(prompts), length)
+        for by_length in plan.prompts.values()
+        for length, prompts in by_length.items()
+    ]
+    lengths = [*ends, *plan.protocol.lengths[:-1]]
+    return sum(asked) + sum(work(windows, length) for length in lengths)

@@ -7,8 +7,8 @@ RUN_DIR/samples_TASK.jsonl             a line for every answer, appended batch b
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ropepatch.errors import CheckpointError, ConfigError, DataError
+from ropepatch.evals.answers import Answer
 from ropepatch.whole_files import write_whole
 
 Rows = NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What one candidate answered to one prompt; a line of the sample file."""
-
-    candidate: str
-    task: str
-    length: int
-    doc_id: int  #: number of the prompt
-    score: float  #: 0…1
-    gain: float | None = None  #: nats per answer token
-    response: str | None = None  #: what was generated
-    target: tuple[str, ...] = ()
-    prompt_hash: str = ""
 
 
 class Samples:
@@ -41,22 +27,22 @@ class Samples:
 
     def __init__(self, candidate: str) -> None:
         self.candidate = candidate
-        self.found: dict[tuple[str, int, int], Answer] = {}
+        self.found: dict[tuple[str, int], dict[int, Answer]] = {}
 
     def losses(self, what: str, shape: tuple[int, int]) -> Rows:
         """Rows to be filled, NaN where they are not done."""
         return np.full(shape, np.nan, dtype=np.float32)
 
-    def answers(self, task: str, length: int) -> dict[int, Answer]:
-        """What was answered, by the number of the prompt."""
-        return {
-            n: each for (name, of, n), each in self.found.items() if (name, of) == (task, length)
-        }
+    def answers(self, task: str, length: int) -> list[Answer]:
+        """What was answered."""
+        return list(self.found.get((task, length), {}).values())
 
     def add(self, answers: Iterable[Answer]) -> None:
         """Keep the answers of one batch; one that is there already stays."""
         for answer in answers:
-            self.found.setdefault((answer.task, answer.length, answer.doc_id), answer)
+            self.found.setdefault((answer.task, answer.length), {}).setdefault(
+                answer.number, answer
+            )
 
 
 class SampleStore:
@@ -85,7 +71,7 @@ class SampleStore:
         """The rows of one candidate."""
         rows = _StoredSamples(self, label)
         for answers in self.read.values():
-            Samples.add(rows, (answer for answer in answers if answer.candidate == label))
+            Samples.add(rows, (answer for candidate, answer in answers if candidate == label))
         return rows
 
 
@@ -116,11 +102,12 @@ class _StoredSamples(Samples):
         return rows
 
     def add(self, answers: Iterable[Answer]) -> None:
-        new = [a for a in answers if (a.task, a.length, a.doc_id) not in self.found]
+        new = [a for a in answers if a.number not in self.found.get((a.task, a.length), {})]
         super().add(new)
         by_task: dict[str, list[str]] = {}
         for answer in new:
-            by_task.setdefault(answer.task, []).append(json.dumps(asdict(answer)) + "\n")
+            line = json.dumps(_to_json(self.candidate, answer), ensure_ascii=False)
+            by_task.setdefault(answer.task, []).append(line + "\n")
         for task, lines in by_task.items():
             with (self.directory / f"samples_{task}.jsonl").open("a", encoding="utf-8") as file:
                 file.write("".join(lines))
@@ -147,8 +134,8 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     return content
 
 
-def read_answers(path: Path) -> list[Answer]:
-    """All lines of a sample file; a last line that a kill cut off is taken out of it.
+def read_answers(path: Path) -> list[tuple[str, Answer]]:
+    """Candidate and answer of every line; a last line that a kill cut off is taken out of the file.
 
     Raises DataError that names the line for any other that is not an answer.
     """
@@ -158,18 +145,55 @@ def read_answers(path: Path) -> list[Answer]:
         with path.open("r+b") as file:
             file.truncate(whole)
     answers = []
-    for number, line in enumerate(content[:whole].splitlines(), start=1):
+    for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
         try:
-            fields = json.loads(line)
-            answers.append(Answer(**{**fields, "target": tuple(fields["target"])}))
-            if not 0.0 <= answers[-1].score <= 1.0:
-                raise ValueError(f"the score is {answers[-1].score!r}")
-        except (ValueError, TypeError, KeyError) as error:
+            answers.append(_from_json(json.loads(line)))
+        except (ValueError, TypeError, KeyError, IndexError) as error:
             raise DataError(
-                f"{path}, line {number}, is no answer of ropepatch ({error}); remove the line to have "
-                "it measured again"
+                f"{path}, line {number}, is no answer of ropepatch ({type(error).__name__}: {error}); "
+                "remove the line to have it measured again"
             ) from error
     return answers
+
+
+def _to_json(candidate: str, answer: Answer) -> dict[str, Any]:
+    """In the words of lm-evaluation-harness' sample files; a number that is none becomes null."""
+    return {
+        "candidate": candidate,
+        "task": answer.task,
+        "length": answer.length,
+        "doc_id": answer.number,
+        "mode": answer.mode,
+        "target": answer.target,
+        "resps": [[answer.response]],
+        "filtered_resps": [answer.response],
+        "score": answer.score,
+        "loss": _finite(answer.loss),
+        "gain": _finite(answer.gain),
+        "prompt_hash": answer.prompt,
+    }
+
+
+def _from_json(row: dict[str, Any]) -> tuple[str, Answer]:
+    answer = Answer(
+        task=str(row["task"]),
+        length=int(row["length"]),
+        number=int(row["doc_id"]),
+        mode=row["mode"],
+        prompt=str(row["prompt_hash"]),
+        target=str(row["target"]),
+        response=str(row["resps"][0][0]),
+        score=float(row["score"]),
+        loss=None if row["loss"] is None else float(row["loss"]),
+        gain=None if row["gain"] is None else float(row["gain"]),
+    )
+    if not 0.0 <= answer.score <= 1.0:
+        raise ValueError(f"the score is {answer.score!r}")
+    return str(row["candidate"]), answer
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _require_same(

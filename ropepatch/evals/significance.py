@@ -44,7 +44,7 @@ def p_above(
 
 def bounded(losses: NDArray[np.floating]) -> Floats:
     """What is not a number, or not finite, as BROKEN nats, so that it counts and does not spread."""
-    whole: Floats = losses.astype(np.float64)
+    whole = losses.astype(np.float64)
     np.nan_to_num(whole, copy=False, nan=BROKEN, posinf=BROKEN, neginf=-BROKEN)
     return whole.clip(-BROKEN, BROKEN)
 
@@ -56,8 +56,7 @@ def _signs(count: int, seed: int) -> Floats:
         bits = np.arange(2**count)[:, None] >> np.arange(count) & 1
     else:
         bits = np.random.default_rng(seed).integers(0, 2, size=(_FLIPS, count))
-    signs: Floats = 1.0 - 2.0 * bits
-    return signs
+    return (1 - 2 * bits).astype(np.float64)
 
 
 def mcnemar(gained: int, lost: int) -> float:
