@@ -158,7 +158,9 @@ class Page:
 
     def tap(self, x: float, y: float) -> None:
         """Touch the screen there, with all that a browser makes of a tap."""
-        self.call("Input.synthesizeTapGesture", x=round(x), y=round(y))
+        point = {"x": round(x), "y": round(y)}
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[point])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def requests(self) -> list[str]:
         """Addresses that were asked for."""
