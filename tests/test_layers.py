@@ -31,6 +31,8 @@ LAYERS = (
     "terminal",
     "training",
     "description",
+    "evaluation_arguments",
+    "evaluation_commands",
     "demo",
     "arguments",
     "cli",

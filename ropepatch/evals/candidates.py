@@ -5,7 +5,7 @@ Only the base and one other model are loaded at a time; methods and adapters use
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -14,6 +14,8 @@ from ropepatch.adapters.pretrained import pretrained_model
 from ropepatch.checkpoint import ADAPTER_CONFIG, load_pretrained, read_json, read_sidecar
 from ropepatch.errors import ConfigError, RopepatchError
 from ropepatch.evals.evaluation import Evaluation
+from ropepatch.evals.perplexity import measure_perplexity
+from ropepatch.evals.perplexity_plan import PerplexityPlan
 from ropepatch.evals.plan import Plan
 from ropepatch.evals.runner import measure
 from ropepatch.evals.samples import Samples
@@ -86,19 +88,28 @@ def measure_candidates(
     plan: Plan,
     load: Load,
     *,
+    perplexity: PerplexityPlan | None = None,
     tell: Tell = lambda label, share: None,
     samples: Callable[[str], Samples] = Samples,
 ) -> list[Evaluation]:
-    """Each in turn, by the same plan; what `samples` has of one is not measured again."""
+    """Each in turn, by the same plans; what `samples` has of one is not measured again."""
     stages = []
+    parts = 1 if perplexity is None else 2
     for number, candidate in enumerate(candidates):
 
-        def progress(share: float, label: str = candidate.label, done: int = number) -> None:
-            tell(label, (done + share) / len(candidates))
+        def progress(share: float, part: int = 0, label: str = candidate.label) -> None:
+            tell(label, (number + (part + share) / parts) / len(candidates))  # noqa: B023
 
+        rows = samples(candidate.label)
         with candidate.opened(base, load, plan.protocol.trained_length) as model:
             root = pretrained_model(model)
-            stages.append(measure(root, plan, candidate.label, progress, samples(candidate.label)))
+            stage = measure(root, plan, candidate.label, progress, rows)
+            if perplexity is not None:
+                found = measure_perplexity(
+                    root, perplexity, store=rows, progress=lambda share: progress(share, 1)
+                )
+                stage = replace(stage, perplexities=tuple(found))
+        stages.append(stage)
     return stages
 
 

@@ -1,8 +1,9 @@
 """What one evaluation measured, and the paired difference of two."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from ropepatch.evals.statistics import (
     paired_difference,
 )
 from ropepatch.evals.tasks.scores import TaskScores
+
+if TYPE_CHECKING:
+    from ropepatch.evals.perplexity import Perplexity
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Bin = tuple[int, int]  #: tokens first … last + 1 of a window
@@ -38,6 +42,7 @@ class Evaluation:
     protocol: str  #: equal for two evaluations that read the same tokens
     configuration: Mapping[str, Json]
     seed: int = 0
+    perplexities: Sequence["Perplexity"] = ()  #: by a named protocol, where one was asked for
 
     def target_loss(self, length: int) -> Interval:
         """Loss of the fixed targets in a window of `length` tokens."""

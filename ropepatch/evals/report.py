@@ -83,13 +83,13 @@ def _claim_json(claim: Claim) -> dict[str, Json]:
     return {
         "question": claim.question,
         "verdict": claim.verdict,
-        "number": _interval_json(claim.interval),
+        "number": interval_json(claim.interval),
         "unit": claim.unit,
         "detail": claim.detail,
     }
 
 
-def _interval_json(interval: Interval | None) -> Json:
+def interval_json(interval: Interval | None) -> Json:
     """Numbers as JSON; None for what was not measured, null for an end that is not known."""
     if interval is None:
         return None
@@ -105,13 +105,13 @@ def _stage_json(stage: Evaluation) -> dict[str, Json]:
         "fixed_target_loss": [
             {
                 "length": length,
-                "loss": _interval_json(stage.target_loss(length)),
-                "context_gain": _interval_json(stage.context_gain(length)),
+                "loss": interval_json(stage.target_loss(length)),
+                "context_gain": interval_json(stage.context_gain(length)),
             }
             for length in stage.lengths
         ],
         "loss_by_position": [
-            {"from": first, "to": end, "loss": _interval_json(stage.bin_loss((first, end)))}
+            {"from": first, "to": end, "loss": interval_json(stage.bin_loss((first, end)))}
             for first, end in stage.bins
         ],
         "tasks": {
@@ -126,8 +126,8 @@ def _scores_json(stage: Evaluation, task: str, length: int) -> Json:
     far = stage.score(task, length, beyond=stage.trained_length)
     return {
         "length": length,
-        "score": _interval_json(stage.score(task, length)),
-        "score_beyond_trained_length": _interval_json(far),
+        "score": interval_json(stage.score(task, length)),
+        "score_beyond_trained_length": interval_json(far),
         "prompts": None if asked is None else len(asked.scores),
         "chance": None if asked is None else asked.chance,
     }
@@ -137,18 +137,18 @@ def _comparison_json(comparison: Comparison) -> dict[str, Json]:
     return {
         "before": comparison.before,
         "after": comparison.after,
-        "within_trained_length": _interval_json(comparison.within_trained),
+        "within_trained_length": interval_json(comparison.within_trained),
         "fixed_target_loss": [
-            {"length": length, "difference": _interval_json(difference)}
+            {"length": length, "difference": interval_json(difference)}
             for length, difference in comparison.target_losses.items()
         ],
         "loss_by_position": [
-            {"from": first, "to": end, "difference": _interval_json(difference)}
+            {"from": first, "to": end, "difference": interval_json(difference)}
             for (first, end), difference in comparison.bin_losses.items()
         ],
         "tasks": {
             task: [
-                {"length": length, "difference": _interval_json(difference)}
+                {"length": length, "difference": interval_json(difference)}
                 for length, difference in by_length.items()
             ]
             for task, by_length in comparison.tasks.items()

@@ -27,6 +27,7 @@ class Samples:
 
     def __init__(self, candidate: str) -> None:
         self.candidate = candidate
+        self.documents: dict[tuple[str, int], Rows] = {}
         self.found: dict[tuple[str, int], dict[int, Answer]] = {}
 
     def losses(self, what: str, shape: tuple[int, int]) -> Rows:
@@ -44,6 +45,14 @@ class Samples:
                 answer.number, answer
             )
 
+    def finished(self, what: str, document: int) -> Rows | None:
+        """The losses of one document, for named perplexity protocols; None where there are none."""
+        return self.documents.get((what, document))
+
+    def keep(self, what: str, document: int, losses: Rows) -> None:
+        """Keep the losses of one document."""
+        self.documents[what, document] = losses
+
 
 class SampleStore:
     """The directory of a run, open for one protocol and its candidates."""
@@ -54,10 +63,9 @@ class SampleStore:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             found = read_manifest(directory)
-            _require_same(found, manifest, directory)
-            if found is None:
-                content = json.dumps(manifest, indent=2) + "\n"
-                write_whole(directory / "manifest.json", content)
+            manifest = _joined(found, manifest, directory)
+            content = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+            write_whole(directory / "manifest.json", content)
         except OSError as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -82,24 +90,25 @@ class _StoredSamples(Samples):
 
     def losses(self, what: str, shape: tuple[int, int]) -> Rows:
         path = self.directory / "losses" / file_name(self.candidate) / f"{what}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            # Renamed when it is whole, so that a kill leaves no file without its header.
-            aside = path.with_suffix(".new")
-            np.save(aside.open("wb"), super().losses(what, shape))
-            aside.replace(path)
-        try:
-            rows: Rows = np.load(path, mmap_mode="r+")
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path} is damaged ({error}); remove it to measure it again"
-            ) from error
+            _save(path, super().losses(what, shape))
+        rows = _loaded(path)
         if rows.shape != shape or rows.dtype != np.float32:
             raise DataError(
                 f"{path} holds {rows.dtype} {rows.shape}, expected float32 {shape}; remove it to "
                 "measure it again"
             )
         return rows
+
+    def finished(self, what: str, document: int) -> Rows | None:
+        path = self._document(what, document)
+        return _loaded(path) if path.exists() else None
+
+    def keep(self, what: str, document: int, losses: Rows) -> None:
+        _save(self._document(what, document), losses)
+
+    def _document(self, what: str, document: int) -> Path:
+        return self.directory / "losses" / file_name(self.candidate) / what / f"{document}.npy"
 
     def add(self, answers: Iterable[Answer]) -> None:
         new = [a for a in answers if a.number not in self.found.get((a.task, a.length), {})]
@@ -111,6 +120,23 @@ class _StoredSamples(Samples):
         for task, lines in by_task.items():
             with (self.directory / f"samples_{task}.jsonl").open("a", encoding="utf-8") as file:
                 file.write("".join(lines))
+
+
+def _save(path: Path, rows: Rows) -> None:
+    """Renamed when it is whole, so that a kill leaves no file without its end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".new")
+    with aside.open("wb") as file:
+        np.save(file, rows)
+    aside.replace(path)
+
+
+def _loaded(path: Path) -> Rows:
+    try:
+        rows: Rows = np.load(path, mmap_mode="r+")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}); remove it to measure it again") from error
+    return rows
 
 
 def file_name(label: str) -> str:
@@ -196,19 +222,28 @@ def _finite(number: float | None) -> float | None:
     return number if number is not None and math.isfinite(number) else None
 
 
-def _require_same(
+def _joined(
     found: Mapping[str, Any] | None, wanted: Mapping[str, Any], directory: Path
-) -> None:
-    # What JSON makes of it, as tuples come back as lists.
-    asked = json.loads(json.dumps(wanted))
-    if found is None or found == asked:
-        return
+) -> Mapping[str, Any]:
+    """The manifest with models that were measured before; raises ConfigError where anything differs."""
+    if found is None:
+        return wanted
+    before, now = (_flat(each) for each in (found, json.loads(json.dumps(wanted))))
     changed = [
-        f"{key} {found.get(key)!r:.60}, now {asked.get(key)!r:.60}"
-        for key in [*asked, *(key for key in found if key not in asked)]
-        if found.get(key) != asked.get(key)
+        f"{key} {before.get(key)!r:.60}, now {now[key]!r:.60}"
+        for key in now
+        if before.get(key) != now[key] and not (key.startswith("model ") and key not in before)
     ]
-    raise ConfigError(
-        f"{directory} holds results of another measurement ({'; '.join(changed)}); numbers of two "
-        "protocols cannot be compared: name another --output, or ask for the same again"
-    )
+    if changed:
+        raise ConfigError(
+            f"{directory} holds results of another measurement ({'; '.join(changed)}); numbers of two "
+            "protocols cannot be compared: name another --output, or ask for the same again"
+        )
+    return {**wanted, "models": {**found["models"], **wanted["models"]}}
+
+
+def _flat(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What is measured and each model, by the names in an error; the protocol's own hash comes last."""
+    models = {f"model {name}": value for name, value in manifest.get("models", {}).items()}
+    rest = {key: value for key, value in manifest.items() if key not in ("models", "measured")}
+    return {**manifest.get("measured", {}), **models, **rest}

@@ -53,7 +53,7 @@ def held_out_windows(
     A window starts with BOS in every case or in none, so that no length has an advantage.
     """
     tokens = [_without_bos(ids, tokenizer) for ids in encode(documents, tokenizer)]
-    rooms = [0 if len(ids) < longest else (len(ids) - longest) // targets + 1 for ids in tokens]
+    rooms = [_room(len(ids), longest, targets) for ids in tokens]
     _check_room(documents, tokens, rooms, longest, count)
     shares = _spread(rooms, count, seed)
     used = [number for number, share in enumerate(shares) if share]
@@ -66,6 +66,18 @@ def held_out_windows(
         texts=tuple(tokens[n] for n in used),
         bos=_bos_token(tokenizer) if bos else None,
     )
+
+
+def window_room(
+    documents: list[Document], tokenizer: PreTrainedTokenizerBase, longest: int, targets: int
+) -> int:
+    """How many windows the documents hold."""
+    tokens = [_without_bos(ids, tokenizer) for ids in encode(documents, tokenizer)]
+    return sum(_room(len(ids), longest, targets) for ids in tokens)
+
+
+def _room(tokens: int, longest: int, targets: int) -> int:
+    return 0 if tokens < longest else (tokens - longest) // targets + 1
 
 
 def _check_room(
@@ -96,10 +108,17 @@ def _spread(rooms: list[int], count: int, seed: int) -> list[int]:
 
 
 def _cut(ids: Tensor, longest: int, count: int, targets: int) -> list[Tensor]:
-    """`count` windows with disjoint targets, at even distances up to the document's end."""
+    """`count` windows with disjoint targets; those of a smaller count are among them."""
     steps = (len(ids) - longest) // targets
-    starts = len(ids) - longest - targets * np.linspace(0, steps, count).astype(int)
-    return [ids[start : start + longest] for start in starts.tolist()]
+    starts = [len(ids) - longest - targets * slot for slot in _slots(steps)[:count]]
+    return [ids[start : start + longest] for start in sorted(starts, reverse=True)]
+
+
+def _slots(steps: int) -> list[int]:
+    """0 to `steps`: both ends, then the middle of what lies between, and so on."""
+    bits = steps.bit_length()
+    inner = sorted(range(1, steps), key=lambda slot: f"{slot:0{bits}b}"[::-1])
+    return list(dict.fromkeys([0, steps, *inner]))
 
 
 def _bos_token(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,0 +1,75 @@
+"""The arguments of `ropepatch eval` and `ropepatch compare`, which share all but their models."""
+
+import argparse
+from pathlib import Path
+
+from ropepatch.errors import ConfigError
+
+
+def add_eval(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `ropepatch eval`."""
+    parser.add_argument(
+        "models", metavar="MODEL", nargs=1, help="a checkpoint's directory or Hub name"
+    )
+    _add_measurement(parser)
+    parser.set_defaults(methods="", factors="")
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `ropepatch compare`."""
+    parser.add_argument(
+        "models",
+        metavar="MODEL",
+        nargs="+",
+        help="the base, then checkpoints and adapters that are compared to it",
+    )
+    parser.add_argument(
+        "--methods", default="", metavar="yarn,ntk", help="swapped in place on the base"
+    )
+    parser.add_argument("--factors", default="4", metavar="2,4,8", help="of every method (4)")
+    _add_measurement(parser)
+
+
+def _add_measurement(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--tasks", default="", help="ppl, passkey, needle, kv, niah, ruler, … (kv, or else needle)")
+    add("--mode", choices=("forced_choice", "teacher_forced", "generate"), help="of taking answers")
+    add("--questions", action="append", default=[], metavar="qa_1=FILE", help="SQuAD or HotpotQA")
+    add(
+        "--protocol", help="of --tasks ppl: yarn-truncate, yarn-sliding, longlora, disjoint, last-s"
+    )
+    add("--stride", type=int, help="tokens between windows, where the protocol slides")
+    add("--data", default="stdlib", help="text file or directory (stdlib)")
+    add("--lengths", type=int, nargs="+", help="tokens, more than 64 (1, 2, 4, 8 times trained)")
+    add("--windows", type=int, default=50, help="held-out windows (50)")
+    add("--prompts", type=int, default=64, help="per task and length (64)")
+    add("--bos", action="store_true", help="start windows and prompts with BOS")
+    add("--seed", type=int, default=0)
+    sampling = parser.add_mutually_exclusive_group()
+    sampling.add_argument(
+        "--ci", type=float, metavar="0.02", help="half of a 95 %% interval to reach"
+    )
+    sampling.add_argument("--budget", metavar="10m", help="time to take, instead of counts")
+    add(
+        "--original-max-position-embeddings",
+        type=int,
+        metavar="TOKENS",
+        help="what the checkpoint was trained to, where its config does not say",
+    )
+    add("--output", type=Path, help="directory for results; a killed run goes on there (out/…)")
+
+
+def parse_factor(text: str) -> float:
+    """One of --factors."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--factors takes numbers such as 2,4,8; found {text!r}") from None
+
+
+def parse_questions(texts: list[str]) -> dict[str, Path]:
+    """`["qa_1=dev.json"]` → `{"qa_1": dev.json}`"""
+    pairs = [text.partition("=") for text in texts]
+    if wrong := [text for text, (name, _, path) in zip(texts, pairs, strict=True) if not path]:
+        raise ConfigError(f"--questions takes TASK=FILE, such as qa_1=dev.json; found {wrong[0]!r}")
+    return {name: Path(path) for name, _, path in pairs}

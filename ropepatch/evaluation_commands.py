@@ -1,0 +1,296 @@
+"""`ropepatch eval` and `ropepatch compare`: the first is the second without candidates."""
+
+import argparse
+import hashlib
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ropepatch.errors import ConfigError
+from ropepatch.evaluation_arguments import parse_factor, parse_questions
+
+if TYPE_CHECKING:
+    from ropepatch.evals import Evaluation, Plan
+    from ropepatch.evals.candidates import Candidate, Tell
+    from ropepatch.evals.perplexity_plan import PerplexityPlan
+    from ropepatch.evals.sampling import Counts
+
+_MULTIPLES = (1, 2, 4, 8)  #: of the trained length, measured where --lengths does not say
+_TARGETS = 64  #: tokens at the end of each window that are scored at every length
+_DOCUMENTS = 10  #: of which a named protocol measures the perplexity, as YaRN's curves are of ten
+
+
+def run_evaluation(options: argparse.Namespace) -> None:
+    """Measure the base and every candidate on the same text and prompts; print, and write it all."""
+    _Run(options).run()
+
+
+class _Run:
+    """One base, its candidates, and what is read of them. Everything is checked before it is run."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from ropepatch.adapters.pretrained import pretrained_model
+        from ropepatch.corpus import load_documents
+        from ropepatch.description import require_length
+        from ropepatch.terminal import silence_transformers
+        from ropepatch.training.pretrained import open_model, open_tokenizer
+
+        silence_transformers()
+        self.options = options
+        self.name: str = options.models[0]
+        self.command = "compare" if len(options.models) > 1 or options.methods else "eval"
+        self.directory: Path = options.output or Path("out", self.command, Path(self.name).name)
+        _require_directory(self.directory)
+        self.load = open_model
+        self.tokenizer = open_tokenizer(self.name)
+        self.base = open_model(self.name)
+        self.root = pretrained_model(self.base)
+        self.trained = require_length(self.base, options.original_max_position_embeddings)
+        self.candidates = self._candidates()
+        self.documents = load_documents(options.data, "held_out")
+        self.tasks = self._tasks()
+        self.lengths = self._lengths()
+        self.perplexity = self._perplexity_plan()
+        self._check_positions()
+
+    def run(self) -> None:
+        """Measure, judge, print, write."""
+        from ropepatch.evals import print_table, write_report
+        from ropepatch.evals.results import write_results
+        from ropepatch.evals.verdict import judge
+        from ropepatch.evals.verdict_table import print_perplexities, print_verdicts
+
+        stages, plan = self._measure()
+        verdicts = [judge(stages[0], stage) for stage in stages[1:]]
+        results = write_results(stages, verdicts, self.directory)
+        if verdicts:
+            print_verdicts(stages, verdicts)
+        else:
+            print_table(stages)
+        for stage in stages:
+            if stage.perplexities:
+                print_perplexities(stage)
+        for what, reason in plan.not_asked.items():
+            print(f"not asked: {what}: {reason}")
+        print(results)
+        done = "compared" if verdicts else "measured"
+        differences = [verdict.differences for verdict in verdicts]
+        print(write_report(stages, differences, self.directory, title=f"{stages[0].label}, {done}"))
+
+    def _measure(self) -> "tuple[list[Evaluation], Plan]":
+        from ropepatch.evals.candidates import measure_candidates
+        from ropepatch.evals.samples import SampleStore
+        from ropepatch.terminal import ShareProgress
+
+        with ShareProgress(f"measure {self.name}") as progress:
+
+            def tell(label: str, share: float) -> None:
+                progress.title = label
+                progress(share)
+
+            counts = self._counts(tell)
+            plan = self._plan(counts)
+            store = SampleStore(self.directory, self._manifest(plan, counts))
+            stages = measure_candidates(
+                self.base,
+                self.candidates,
+                plan,
+                self.load,
+                perplexity=self.perplexity,
+                tell=tell,
+                samples=store.candidate,
+            )
+        return stages, plan
+
+    def _candidates(self) -> "list[Candidate]":
+        from ropepatch.evals.candidates import Candidate, check_adapter, method_candidates
+        from ropepatch.training.pretrained import open_tokenizer
+
+        found = [Candidate(_label(self.name))]
+        for source in self.options.models[1:]:
+            candidate = Candidate(_label(source), source=source)
+            if candidate.is_adapter:
+                check_adapter(Path(source))
+            elif open_tokenizer(source).get_vocab() != self.tokenizer.get_vocab():
+                raise ConfigError(
+                    f"{source} has another tokenizer than {self.name}, so that they do not read the same "
+                    "tokens; measure each by itself (ropepatch eval --tasks ppl) and compare bits per byte"
+                )
+            found.append(candidate)
+        methods = [name for name in self.options.methods.split(",") if name]
+        factors = [parse_factor(text) for text in self.options.factors.split(",") if text]
+        found += method_candidates(self.base, methods, factors, self.trained)
+        labels = [candidate.label for candidate in found]
+        if len(set(labels)) < len(labels):
+            raise ConfigError(f"models need names of their own; found {', '.join(labels)}")
+        return found
+
+    def _tasks(self) -> list[str]:
+        """Those that were asked for; else key–value retrieval, or needles without its tokens."""
+        from ropepatch.corpus import RetrievalVocabulary
+        from ropepatch.errors import DataError
+
+        if self.options.tasks:
+            return [name for name in self.options.tasks.split(",") if name]
+        try:
+            RetrievalVocabulary.from_tokenizer(self.tokenizer)
+        except DataError:
+            return ["needle"]
+        return ["kv"]
+
+    def _lengths(self) -> list[int]:
+        """Ascending. Lengths that no document holds are left out, and that is said."""
+        from ropepatch.evals.windows import window_room
+
+        asked = self.options.lengths or [self.trained * multiple for multiple in _MULTIPLES]
+        held = [
+            length
+            for length in sorted(set(asked))
+            if window_room(self.documents, self.tokenizer, length, _TARGETS)
+        ]
+        self.missing = sorted(set(asked) - set(held))
+        if self.missing:
+            print(f"missing: no document of {self.options.data} has {self.missing[0]} tokens")
+        return held or sorted(set(asked))
+
+    def _perplexity_plan(self) -> "PerplexityPlan | None":
+        from ropepatch.evals.perplexity_plan import plan_perplexity
+
+        if "ppl" not in self.tasks:
+            if self.options.protocol or self.options.stride:
+                raise ConfigError("--protocol and --stride are of the task ppl; add it to --tasks")
+            return None
+        if self.root.config.is_encoder_decoder:
+            raise ConfigError(
+                f"{type(self.root).__name__} reads a text's beginning to predict a few tokens, which has "
+                "no perplexity over whole windows; leave ppl out of --tasks"
+            )
+        self.tasks.remove("ppl")
+        return plan_perplexity(
+            self.tokenizer,
+            self.documents[:_DOCUMENTS],
+            protocol=self.options.protocol or "last-s",
+            lengths=self.lengths,
+            stride=self.options.stride,
+        )
+
+    def _check_positions(self) -> None:
+        """A table of positions ends where it ends, whatever is asked for."""
+        from ropepatch.errors import UnsupportedModelError
+        from ropepatch.patch import mechanism_of
+
+        try:
+            mechanism_of(self.root)
+        except UnsupportedModelError:
+            if self.lengths[-1] > self.trained:
+                raise ConfigError(
+                    f"{self.name} has positions for {self.trained} tokens, but {self.lengths[-1]} are "
+                    f"asked for; give --lengths up to {self.trained}"
+                ) from None
+
+    def _counts(self, tell: "Tell") -> "Counts":
+        """As given, or from a pilot, or as an earlier part of this run fixed them."""
+        from ropepatch.evals.candidates import measure_candidates
+        from ropepatch.evals.samples import read_manifest
+        from ropepatch.evals.sampling import (
+            PILOT,
+            Counts,
+            counts_for_time,
+            counts_for_width,
+            parse_time,
+        )
+        from ropepatch.evals.windows import window_room
+
+        options = self.options
+        if options.ci is None and options.budget is None:
+            return Counts(options.windows, options.prompts)
+        fixed = (read_manifest(self.directory) or {}).get("measured", {})
+        if fixed.get("sampling") == self._sampling():
+            return Counts(fixed["windows"], fixed["prompts"])
+        seconds = None if options.budget is None else parse_time(options.budget)
+        room = window_room(self.documents, self.tokenizer, self.lengths[-1], _TARGETS)
+        started = time.perf_counter()
+        tried = self.candidates[:1] if seconds else self.candidates[:2]
+        plan = self._plan(Counts(min(PILOT, room), PILOT))
+        pilot = measure_candidates(
+            self.base,
+            tried,
+            plan,
+            self.load,
+            tell=lambda label, share: tell(f"pilot: {label}", 0.0),
+        )
+        if seconds is not None:
+            taken = time.perf_counter() - started
+            return counts_for_time(seconds, taken, len(self.candidates), room)
+        other = pilot[1] if len(pilot) > 1 else None
+        return counts_for_width(pilot[0], other, options.ci, room)
+
+    def _sampling(self) -> dict[str, float | str | None]:
+        return {"ci": self.options.ci, "budget": self.options.budget}
+
+    def _plan(self, counts: "Counts") -> "Plan":
+        from ropepatch.evals import plan_evaluation
+
+        return plan_evaluation(
+            self.tokenizer,
+            self.documents,
+            lengths=self.lengths,
+            trained_length=self.trained,
+            targets=_TARGETS,
+            windows=counts.windows,
+            prompts=counts.prompts if self.tasks else 0,
+            bos=self.options.bos,
+            seed=self.options.seed,
+            tasks=self.tasks,
+            mode=self.options.mode,
+            questions=parse_questions(self.options.questions),
+            lead="\n# " if self.options.data == "stdlib" else "\n",
+        )
+
+    def _manifest(self, plan: "Plan", counts: "Counts") -> dict[str, Any]:
+        from ropepatch import __version__
+        from ropepatch.evals.ledger import protocol_settings
+
+        measured = {
+            **protocol_settings(plan.protocol, plan.windows),
+            **asdict(counts),
+            "sampling": self._sampling(),
+            "perplexity": None if self.perplexity is None else self.perplexity.digest(),
+        }
+        return {
+            "measured": measured,
+            "models": {each.label: self._fingerprint(each) for each in self.candidates},
+            "dtype": str(self.root.dtype),
+            "ropepatch": __version__,
+            "protocol": plan.digest(),
+        }
+
+    def _fingerprint(self, candidate: "Candidate") -> str:
+        """Changes when another model is at the same place."""
+        files = _files(candidate.source or self.name)
+        return hashlib.sha256(repr((asdict(candidate), files)).encode()).hexdigest()[:16]
+
+
+def _label(source: str) -> str:
+    """A directory's last name, after its parent's where training named it."""
+    here = Path(source)
+    if not here.is_dir():
+        return source
+    here = here.resolve()
+    return f"{here.parent.name}/{here.name}" if here.name == "final" else here.name
+
+
+def _files(source: str) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of a checkpoint's files; none of one on the Hub."""
+    here = Path(source)
+    found = sorted(here.iterdir()) if here.is_dir() else []
+    return [(each.name, (stat := each.stat()).st_size, stat.st_mtime_ns) for each in found]
+
+
+def _require_directory(path: Path) -> None:
+    """Say before minutes of measuring that their result could not be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {path}: {error.strerror}; name a directory") from None
