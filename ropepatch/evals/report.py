@@ -3,37 +3,21 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from ropepatch.errors import CheckpointError, ConfigError
-from ropepatch.evals.claims import Check, Claim, extended_length, headline, multiple
+from ropepatch.evals.claims import Check, Claim, extended_length, headline
 from ropepatch.evals.evaluation import Comparison, Evaluation, Json
+from ropepatch.evals.page_ledger import ledger
+from ropepatch.evals.page_tables import cell, number_tables
+from ropepatch.evals.page_verdicts import candidate_rows, method_grid
+from ropepatch.evals.patches import TOGETHER
 from ropepatch.evals.statistics import CONFIDENCE, Interval
-from ropepatch.evals.wording import (
-    MISSING,
-    show_number,
-    show_range,
-    task_name,
-    task_title,
-    tasks_of,
-)
+from ropepatch.evals.verdict import Verdict
 from ropepatch.whole_files import write_whole
 
 SCHEMA = 2  #: of report.json; rises when a reader of the old one would go wrong
-
-
-@dataclass(frozen=True)
-class _Cell:
-    value: str
-    ends: str
-
-
-@dataclass(frozen=True)
-class _Table:
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[_Cell, ...]], ...]
 
 
 def write_report(
@@ -44,14 +28,17 @@ def write_report(
     title: str,
     notes: Sequence[str] = (),
     checks: Sequence[Check] = (),
+    verdicts: Sequence[Verdict] = (),
 ) -> Path:
     """Write report.json and report.html into `directory`; the page's path.
 
     Each file is whole or as it was before. Raises CheckpointError when the directory takes no
     files.
     """
-    numbers = _report_json(stages, comparisons, title=title, notes=notes, checks=checks)
-    page = _render(stages, comparisons, title=title, notes=notes, checks=checks)
+    numbers = _report_json(
+        stages, comparisons, title=title, notes=notes, checks=checks, verdicts=verdicts
+    )
+    page = _render(stages, comparisons, title=title, notes=notes, checks=checks, verdicts=verdicts)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(
@@ -71,8 +58,9 @@ def _report_json(
     comparisons: Sequence[Comparison],
     *,
     title: str,
-    notes: Sequence[str] = (),
-    checks: Sequence[Check] = (),
+    notes: Sequence[str],
+    checks: Sequence[Check],
+    verdicts: Sequence[Verdict],
 ) -> dict[str, Json]:
     """Every number of the report with its interval, and the configuration of every stage."""
     claims = headline(stages, checks)
@@ -85,6 +73,7 @@ def _report_json(
         "claims": [_claim_json(claim) for claim in claims],
         "stages": [_stage_json(stage) for stage in stages],
         "comparisons": [_comparison_json(comparison) for comparison in comparisons],
+        "verdicts": [_verdict_json(verdict) for verdict in verdicts],
         "checks": [asdict(check) for check in checks],
         "notes": list(notes),
     }
@@ -167,6 +156,24 @@ def _comparison_json(comparison: Comparison) -> dict[str, Json]:
     }
 
 
+def _verdict_json(verdict: Verdict) -> dict[str, Json]:
+    return {
+        "base": verdict.base,
+        "candidate": verdict.candidate,
+        "verdict": verdict.word,
+        "reasons": list(verdict.reasons),
+        "price": _interval_json(verdict.price),
+        "extension_gain": [
+            {"length": length, "gain": _interval_json(gain)}
+            for length, gain in verdict.gains.items()
+        ],
+        "effective_length": {
+            "relative": asdict(verdict.relative),
+            "absolute": asdict(verdict.absolute),
+        },
+    }
+
+
 def _render(
     stages: Sequence[Evaluation],
     comparisons: Sequence[Comparison],
@@ -174,92 +181,40 @@ def _render(
     title: str,
     notes: Sequence[str],
     checks: Sequence[Check],
+    verdicts: Sequence[Verdict],
 ) -> str:
     try:
         # Only the page needs them; evaluating and comparing work without.
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
         from ropepatch.evals.charts import draw_charts
+        from ropepatch.evals.heat_map import draw_maps
     except ImportError as error:
         raise ConfigError(
             f"the report needs {error.name}, which is not installed; run pip install "
             "'ropepatch[eval]'"
         ) from error
+    candidates = candidate_rows(stages, verdicts)
     environment = Environment(
         loader=PackageLoader("ropepatch.evals"), autoescape=True, undefined=StrictUndefined
     )
     return environment.get_template("report.html.j2").render(
         title=title,
         stages=stages,
+        # Of many candidates, the last one alone is not what a reader asks about.
         claims=[
-            (claim, _cell(claim.interval, signed="nats" in claim.unit))
+            (claim, cell(claim.interval, signed="nats" in claim.unit))
             for claim in headline(stages, checks)
+            if not verdicts or claim.question in {check.question for check in checks}
         ],
+        candidates=candidates,
+        base=verdicts[0].base if verdicts else "",
+        grid=method_grid(stages, candidates),
         charts=draw_charts(stages),
-        tables=_tables(stages, comparisons),
+        maps=draw_maps(stages),
+        together=TOGETHER,
+        tables=number_tables(stages, comparisons),
+        ledger=ledger(stages),
         notes=notes,
         configuration=json.dumps([dict(stage.configuration) for stage in stages], indent=2),
     )
-
-
-def _tables(stages: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> list[_Table]:
-    labels = tuple(stage.label for stage in stages)
-    first = stages[0]
-    rows = [(length, f"{length} ({multiple(first, length)})") for length in first.lengths]
-    losses = [(name, tuple(_cell(s.target_loss(n)) for s in stages)) for n, name in rows]
-    gains = [(name, tuple(_gain_cell(s, n) for s in stages)) for n, name in rows]
-    bins = [
-        (f"{start}–{end - 1}", tuple(_cell(s.bin_loss((start, end))) for s in stages))
-        for start, end in first.bins
-    ]
-    return [
-        _Table("Loss of the same tokens, nats per token", labels, tuple(losses)),
-        _Table(
-            f"Change from {first.reference_length} tokens, nats per token, paired",
-            labels,
-            tuple(gains),
-        ),
-        *(_scores_table(stages, task) for task in tasks_of(stages)),
-        _Table("Loss by position, nats per token", labels, tuple(bins)),
-        *(_comparison_table(comparison) for comparison in comparisons),
-    ]
-
-
-def _scores_table(stages: Sequence[Evaluation], task: str) -> _Table:
-    rows = tuple(
-        (
-            f"{length} ({multiple(stages[0], length)})",
-            tuple(_cell(stage.score(task, length)) for stage in stages),
-        )
-        for length in stages[0].lengths
-    )
-    return _Table(task_title(task, stages), tuple(stage.label for stage in stages), rows)
-
-
-def _comparison_table(comparison: Comparison) -> _Table:
-    tasks = list(comparison.tasks) or ["kv"]
-    rows = tuple(
-        (
-            str(length),
-            (
-                _cell(loss, signed=True),
-                *(_cell(comparison.tasks.get(t, {}).get(length), signed=True) for t in tasks),
-            ),
-        )
-        for length, loss in comparison.target_losses.items()
-    )
-    title = f"{comparison.after} minus {comparison.before}, paired"
-    columns = ("loss, nats per token", *(f"{task_name(task)}, share" for task in tasks))
-    return _Table(title, columns, rows)
-
-
-def _gain_cell(stage: Evaluation, length: int) -> _Cell:
-    if length == stage.reference_length:
-        return _Cell("0", "reference")
-    return _cell(stage.context_gain(length), signed=True)
-
-
-def _cell(interval: Interval | None, *, signed: bool = False) -> _Cell:
-    if interval is None:
-        return _Cell(MISSING, "")
-    return _Cell(show_number(interval.value, signed=signed), show_range(interval, signed=signed))

@@ -1,0 +1,60 @@
+"""`ropepatch lm-eval`: EleutherAI's lm-evaluation-harness on a patched model, without truncation."""
+
+import argparse
+import json
+import sys
+
+from ropepatch.arguments import parse_options
+from ropepatch.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model and its patch; what follows the model is lm_eval's own."""
+    parser.usage = "ropepatch lm-eval [--method METHOD --factor FACTOR] MODEL --tasks TASKS ..."
+    parser.add_argument("--method", help="patch after loading; a saved patch needs no method")
+    parser.add_argument("--factor", type=float, help="target length over trained length (4)")
+    parser.add_argument("--target-length", type=int, help="tokens; instead of --factor")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="of the method"
+    )
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint's directory or Hub name")
+    parser.add_argument(
+        "harness",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="arguments of `lm_eval run`, such as --tasks arc_easy --limit 100",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the harness as its own command would, with a model that refuses what it would truncate.
+
+    Raises ConfigError where lm_eval is not installed, DataError for a request that is too long.
+    """
+    try:
+        import lm_eval.__main__
+    except ImportError as error:
+        raise ConfigError(
+            f"ropepatch lm-eval needs {error.name}, which is not installed; run pip install "
+            "'ropepatch[lm-eval]'"
+        ) from error
+    from ropepatch.evals import harness_model
+
+    command = ["--model", harness_model.NAME, "--model_args", json.dumps(_model_args(options))]
+    # lm_eval has no other entry point that takes all of its options.
+    sys.argv = ["lm_eval", "run", *command, *options.harness]
+    lm_eval.__main__.cli_evaluate()
+
+
+def _model_args(options: argparse.Namespace) -> dict[str, object]:
+    """What the harness writes into its results, and hands to the model."""
+    patch = {
+        "method": options.method,
+        "factor": options.factor,
+        "target_length": options.target_length,
+        "method_options": parse_options(options.set) or None,
+    }
+    given = {name: value for name, value in patch.items() if value is not None}
+    if given and options.method is None:
+        raise ConfigError(f"{', '.join(given)} without a method; add --method, such as yarn")
+    return {"pretrained": options.model, **given}
