@@ -162,9 +162,9 @@ def _verdict_json(verdict: Verdict) -> dict[str, Json]:
         "candidate": verdict.candidate,
         "verdict": verdict.word,
         "reasons": list(verdict.reasons),
-        "price": _interval_json(verdict.price),
+        "price": interval_json(verdict.price),
         "extension_gain": [
-            {"length": length, "gain": _interval_json(gain)}
+            {"length": length, "gain": interval_json(gain)}
             for length, gain in verdict.gains.items()
         ],
         "effective_length": {
