@@ -92,6 +92,16 @@ def test_retrieval_alone_is_an_improvement():
     assert verdict.word == "improved"
 
 
+def test_an_improvement_says_what_it_costs():
+    verdict = judge(BASE, patched(losses=(0.02, 0.02, 0.3, 0.6), noise=0.005))
+    assert verdict.word == "improved"
+    costs = [reason for reason in verdict.reasons if reason.startswith("cost: ")]
+    assert costs[0].startswith("cost: loss within the trained 256 tokens: +0.0")
+    assert costs[-1].startswith(
+        "cost: loss of the same tokens in 1024 against the base's in 256: +0."
+    )
+
+
 def test_a_score_that_rises_up_to_chance_is_no_improvement():
     base = made_evaluation("base", rates=(0.9, 0.9, 0.0, 0.0))
     after = {**base.tasks["kv"], 1024: made_scores(np.arange(64) % 8 == 0, 1024)}

@@ -64,11 +64,14 @@ def judge(base: Evaluation, candidate: Evaluation) -> Verdict:
         base=base.label,
         candidate=candidate.label,
         word="regressed" if harmed else "improved" if gained else "no evidence",
-        reasons=tuple(
-            [*_reasons("worse", harmed), *_reasons("better", gained)]
-            or _without_evidence(base, harms, gains)
-        )
-        + (() if unused is None else (str(unused),)),
+        reasons=(
+            *(
+                [*_reasons("worse", harmed), *_reasons("better", gained)]
+                or _without_evidence(base, harms, gains)
+            ),
+            *(_costs(base, candidate, differences) if gained and not harmed else ()),
+            *(() if unused is None else (str(unused),)),
+        ),
         price=differences.within_trained,
         gains={length: extension_gain(base, candidate, length) for length in _beyond(base)},
         differences=differences,
@@ -178,6 +181,16 @@ def _reasons(change: str, findings: list[Finding]) -> list[str]:
         also = f"; also in {', '.join(map(str, others))}" if others else ""
         reasons.append(f"{change}: {same[0].text} (p = {same[0].p:.2g}){also}")
     return reasons
+
+
+def _costs(base: Evaluation, candidate: Evaluation, differences: Comparison) -> list[str]:
+    """What an improvement costs: losses above those that the user had."""
+    made_for = candidate.extended_length or base.lengths[-1]
+    costs = {f"loss within the trained {base.trained_length} tokens": differences.within_trained}
+    for length in [length for length in _beyond(base) if length <= made_for]:
+        text = f"loss of the same tokens in {length} against the base's in {base.reference_length}"
+        costs[text] = extension_gain(base, candidate, length)
+    return [f"cost: {text}: {_shown(each)} nats" for text, each in costs.items() if each.low > 0]
 
 
 def _without_evidence(base: Evaluation, harms: list[Finding], gains: list[Finding]) -> list[str]:

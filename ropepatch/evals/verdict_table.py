@@ -33,7 +33,7 @@ def print_verdicts(
     for column in ("model", "verdict"):
         table.add_column(column)
     for column in ("effective\nlength", "gain\nnats/token", "price\nnats/token", "score"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     by_label = {verdict.candidate: verdict for verdict in verdicts}
     for stage in stages:
         verdict = by_label.get(stage.label)
@@ -110,10 +110,10 @@ def _score(stage: Evaluation, length: int) -> str:
     if len(asked) == 1:
         (name,) = asked
         return (
-            f"{show_interval(stage.score(name, length), digits=2)}\n{task_name(name)} in {length}"
+            f"{show_interval(stage.score(name, length), digits=2)}\n{task_name(name)}\nin {length}"
         )
     mean = bootstrap_mean_of_tasks([each.scores for each in asked.values()], seed=stage.seed)
-    return f"{show_interval(mean, digits=2)}\n{len(asked)} tasks in {length}"
+    return f"{show_interval(mean, digits=2)}\n{len(asked)} tasks\nin {length}"
 
 
 def _notes(stages: Sequence[Evaluation]) -> str:
