@@ -76,7 +76,8 @@ class _Run:
         print(results)
         done = "compared" if verdicts else "measured"
         differences = [verdict.differences for verdict in verdicts]
-        print(write_report(stages, differences, self.directory, title=f"{stages[0].label}, {done}"))
+        title = f"{stages[0].label}, {done}"
+        print(write_report(stages, differences, self.directory, title=title, verdicts=verdicts))
 
     def _measure(self) -> "tuple[list[Evaluation], Plan]":
         from ropepatch.evals.candidates import measure_candidates
