@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ropepatch import __version__
 from ropepatch.arguments import parse_arguments, parse_options
 from ropepatch.errors import ConfigError, ProcessError, RopepatchError, RopepatchWarning
-from ropepatch.evaluation_arguments import add_compare, add_eval
+from ropepatch.evaluation_arguments import add_compare, add_eval, add_lm_eval
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,6 +76,7 @@ def _build_parser() -> argparse.ArgumentParser:
     add_eval(add("eval", evaluate, "measure losses and tasks up to 8 times the length"))
     purpose = "judge checkpoints, adapters or methods against their base: improved or regressed"
     add_compare(add("compare", evaluate, purpose))
+    add_lm_eval(add("lm-eval", lm_eval, "run lm-evaluation-harness on a patched model"))
     demo_parser = add("demo", demo, "extend the bundled checkpoint and report what that does")
     _add_output(demo_parser, "out/demo")
     return parser
@@ -230,6 +231,13 @@ def evaluate(options: argparse.Namespace) -> None:
     from ropepatch.evaluation_commands import run_evaluation
 
     run_evaluation(options)
+
+
+def lm_eval(options: argparse.Namespace) -> None:
+    """EleutherAI's harness, which prints and writes what it always does."""
+    from ropepatch.evals.harness import run
+
+    run(options)
 
 
 def demo(options: argparse.Namespace) -> None:

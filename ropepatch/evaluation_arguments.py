@@ -73,3 +73,21 @@ def parse_questions(texts: list[str]) -> dict[str, Path]:
     if wrong := [text for text, (name, _, path) in zip(texts, pairs, strict=True) if not path]:
         raise ConfigError(f"--questions takes TASK=FILE, such as qa_1=dev.json; found {wrong[0]!r}")
     return {name: Path(path) for name, _, path in pairs}
+
+
+def add_lm_eval(parser: argparse.ArgumentParser) -> None:
+    """The model and its patch; what follows the model is lm_eval's own."""
+    parser.usage = "ropepatch lm-eval [--method METHOD --factor FACTOR] MODEL --tasks TASKS ..."
+    parser.add_argument("--method", help="patch after loading; a saved patch needs no method")
+    parser.add_argument("--factor", type=float, help="target length over trained length (4)")
+    parser.add_argument("--target-length", type=int, help="tokens; instead of --factor")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE", help="of the method"
+    )
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint's directory or Hub name")
+    parser.add_argument(
+        "harness",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="arguments of `lm_eval run`, such as --tasks arc_easy --limit 100",
+    )

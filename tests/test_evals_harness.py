@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from ropepatch import patch_model, save_pretrained
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.evals import harness
+from ropepatch.evaluation_arguments import add_lm_eval
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
@@ -67,7 +68,7 @@ def task(tmp_path):
 
 def run_harness(*arguments):
     parser = argparse.ArgumentParser()
-    harness.add_arguments(parser)
+    add_lm_eval(parser)
     harness.run(parser.parse_args([str(argument) for argument in arguments]))
 
 

@@ -182,7 +182,8 @@ def test_page_and_json_tell_the_same_verdicts(made, verdicts, tmp_path):
     page = path.read_text(encoding="utf-8")
     told = json.loads((tmp_path / "report.json").read_text())["verdicts"]
     assert [each["verdict"] for each in told] == [verdict.word for verdict in verdicts]
-    assert told[1]["extension_gain"][1]["length"] == 1024
+    gain = told[1]["extension_gain"]["1024"]["value"]
+    assert gain == pytest.approx(verdicts[1].gains[1024].value)
     assert page.count('class="result') == 5
     for verdict in verdicts:
         assert f"{verdict.price.value:+.3f}".replace("-", "−") in page

@@ -8,24 +8,6 @@ from ropepatch.arguments import parse_options
 from ropepatch.errors import ConfigError
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model and its patch; what follows the model is lm_eval's own."""
-    parser.usage = "ropepatch lm-eval [--method METHOD --factor FACTOR] MODEL --tasks TASKS ..."
-    parser.add_argument("--method", help="patch after loading; a saved patch needs no method")
-    parser.add_argument("--factor", type=float, help="target length over trained length (4)")
-    parser.add_argument("--target-length", type=int, help="tokens; instead of --factor")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="OPTION=VALUE", help="of the method"
-    )
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint's directory or Hub name")
-    parser.add_argument(
-        "harness",
-        nargs=argparse.REMAINDER,
-        metavar="...",
-        help="arguments of `lm_eval run`, such as --tasks arc_easy --limit 100",
-    )
-
-
 def run(options: argparse.Namespace) -> None:
     """Run the harness as its own command would, with a model that refuses what it would truncate.
 

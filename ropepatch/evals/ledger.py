@@ -1,5 +1,6 @@
 """What was run, written down so that it can be run again: protocol, patch, versions."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from ropepatch import __version__
 from ropepatch.errors import ConfigError
 from ropepatch.evals.evaluation import Json
+from ropepatch.evals.tasks.prompt import Prompt
 from ropepatch.evals.windows import Windows
 from ropepatch.methods import make_method
 from ropepatch.patch import patch_info
@@ -100,4 +102,19 @@ def model_settings(model: PreTrainedModel) -> dict[str, Json]:
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
         },
+    }
+
+
+def real_lengths(
+    lengths: Sequence[int], windows: Windows, prompts: Iterable[Prompt]
+) -> dict[str, Json]:
+    """Tokens of what the model is given, by the length asked for, and how much of it is shorter."""
+    read = {
+        length: [windows.suffix(length).shape[1]] * len(windows.documents) for length in lengths
+    }
+    for prompt in prompts:
+        read[prompt.length].append(len(prompt.input_ids) + prompt.max_new_tokens)
+    return {
+        "real_lengths": {str(length): [*sorted(set(found))] for length, found in read.items()},
+        "truncated": sum(n < length for length, found in read.items() for n in found),
     }

@@ -1,19 +1,19 @@
 """report.json with every number, and report.html: one file, no network, any screen."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from ropepatch.errors import CheckpointError, ConfigError
+from ropepatch.evals.as_json import interval_json, verdict_json
 from ropepatch.evals.claims import Check, Claim, extended_length, headline
 from ropepatch.evals.evaluation import Comparison, Evaluation, Json
 from ropepatch.evals.page_ledger import ledger
 from ropepatch.evals.page_tables import cell, number_tables
 from ropepatch.evals.page_verdicts import candidate_rows, method_grid
 from ropepatch.evals.patches import TOGETHER
-from ropepatch.evals.statistics import CONFIDENCE, Interval
+from ropepatch.evals.statistics import CONFIDENCE
 from ropepatch.evals.verdict import Verdict
 from ropepatch.whole_files import write_whole
 
@@ -73,7 +73,7 @@ def _report_json(
         "claims": [_claim_json(claim) for claim in claims],
         "stages": [_stage_json(stage) for stage in stages],
         "comparisons": [_comparison_json(comparison) for comparison in comparisons],
-        "verdicts": [_verdict_json(verdict) for verdict in verdicts],
+        "verdicts": [verdict_json(verdict) for verdict in verdicts],
         "checks": [asdict(check) for check in checks],
         "notes": list(notes),
     }
@@ -87,14 +87,6 @@ def _claim_json(claim: Claim) -> dict[str, Json]:
         "unit": claim.unit,
         "detail": claim.detail,
     }
-
-
-def interval_json(interval: Interval | None) -> Json:
-    """Numbers as JSON; None for what was not measured, null for an end that is not known."""
-    if interval is None:
-        return None
-    ends = {"value": interval.value, "low": interval.low, "high": interval.high}
-    return {name: number if math.isfinite(number) else None for name, number in ends.items()}
 
 
 def _stage_json(stage: Evaluation) -> dict[str, Json]:
@@ -152,24 +144,6 @@ def _comparison_json(comparison: Comparison) -> dict[str, Json]:
                 for length, difference in by_length.items()
             ]
             for task, by_length in comparison.tasks.items()
-        },
-    }
-
-
-def _verdict_json(verdict: Verdict) -> dict[str, Json]:
-    return {
-        "base": verdict.base,
-        "candidate": verdict.candidate,
-        "verdict": verdict.word,
-        "reasons": list(verdict.reasons),
-        "price": interval_json(verdict.price),
-        "extension_gain": [
-            {"length": length, "gain": interval_json(gain)}
-            for length, gain in verdict.gains.items()
-        ],
-        "effective_length": {
-            "relative": asdict(verdict.relative),
-            "absolute": asdict(verdict.absolute),
         },
     }
 

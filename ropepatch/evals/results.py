@@ -15,9 +15,8 @@ import torch
 import transformers
 
 from ropepatch import __version__
-from ropepatch.evals.effective_length import EffectiveLength
+from ropepatch.evals.as_json import interval_json, verdict_json
 from ropepatch.evals.evaluation import Evaluation, Json
-from ropepatch.evals.report import interval_json
 from ropepatch.evals.statistics import CONFIDENCE, Interval
 from ropepatch.evals.verdict import Verdict
 from ropepatch.whole_files import write_whole
@@ -68,7 +67,7 @@ def results_json(stages: Sequence[Evaluation], verdicts: Sequence[Verdict]) -> d
         "torch_version": str(torch.__version__),
         "ropepatch_version": __version__,
         "protocol": first.protocol,
-        "verdicts": [_verdict_json(verdict) for verdict in verdicts],
+        "verdicts": [verdict_json(verdict) for verdict in verdicts],
         "perplexities": {
             stage.label: [each.as_json() for each in stage.perplexities] for stage in stages
         },
@@ -112,30 +111,3 @@ def _counts(stage: Evaluation, name: str) -> dict[str, int]:
         return {"original": len(stage.documents), "effective": len(stage.documents)}
     count = sum(len(asked.scores) for asked in stage.tasks[name].values())
     return {"original": count, "effective": count}
-
-
-def _verdict_json(verdict: Verdict) -> dict[str, Json]:
-    return {
-        "base": verdict.base,
-        "candidate": verdict.candidate,
-        "verdict": verdict.word,
-        "reasons": list(verdict.reasons),
-        "price": interval_json(verdict.price),
-        "extension_gain": {str(n): interval_json(gain) for n, gain in verdict.gains.items()},
-        "effective_length": _length_json(verdict.relative),
-        "effective_length_absolute": _length_json(verdict.absolute),
-        "uses_no_context_beyond": None if verdict.unused is None else verdict.unused.length,
-    }
-
-
-def _length_json(length: EffectiveLength) -> Json:
-    if length.value is None:
-        return {"value": None, "reason": length.reason}
-    return {
-        "value": length.value,
-        "low": length.low,
-        "high": length.high,
-        "longest_measured": length.longest,
-        "threshold": length.threshold,
-        "tasks": list(length.tasks),
-    }

@@ -1,7 +1,7 @@
 """One evaluation: which passes are run, and what is read off each."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ropepatch.corpus import Document
 from ropepatch.evals.answers import answer_prompts, batches, task_scores
 from ropepatch.evals.evaluation import Evaluation, Json
-from ropepatch.evals.ledger import active_patch, model_settings, protocol_settings
+from ropepatch.evals.ledger import active_patch, model_settings, protocol_settings, real_lengths
 from ropepatch.evals.losses import (
     Tick,
     batched_losses,
@@ -122,6 +122,7 @@ def _measure(
     progress(1.0)
     configuration: dict[str, Json] = {
         **protocol_settings(protocol, windows),
+        **real_lengths(protocol.lengths, windows, _all_prompts(plan)),
         **model_settings(model),
         "patch": patch,
         "position_bins": _runs_in_words(ends, edges, protocol.targets),
@@ -141,6 +142,12 @@ def _measure(
         configuration=configuration,
         seed=protocol.seed,
     )
+
+
+def _all_prompts(plan: Plan) -> Iterator[Prompt]:
+    for by_length in plan.prompts.values():
+        for prompts in by_length.values():
+            yield from prompts
 
 
 def _ask(
