@@ -30,8 +30,8 @@ def print_verdicts(
     heading = f"Against {stages[0].label}, trained to {trained} tokens [95 %]"
     console.print(Text(heading, style="bold"))
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("model", "verdict"):
-        table.add_column(column)
+    table.add_column("model")
+    table.add_column("verdict", no_wrap=True)
     for column in ("effective\nlength", "gain\nnats/token", "price\nnats/token", "score"):
         table.add_column(column, justify="right", no_wrap=True)
     by_label = {verdict.candidate: verdict for verdict in verdicts}
@@ -109,11 +109,12 @@ def _score(stage: Evaluation, length: int) -> str:
         return MISSING
     if len(asked) == 1:
         (name,) = asked
-        return (
-            f"{show_interval(stage.score(name, length), digits=2)}\n{task_name(name)}\nin {length}"
-        )
-    mean = bootstrap_mean_of_tasks([each.scores for each in asked.values()], seed=stage.seed)
-    return f"{show_interval(mean, digits=2)}\n{len(asked)} tasks\nin {length}"
+        score, what = stage.score(name, length), task_name(name)
+    else:
+        scores = [each.scores for each in asked.values()]
+        score, what = bootstrap_mean_of_tasks(scores, seed=stage.seed), f"{len(asked)} tasks"
+    shown = show_interval(score, digits=2).replace(" ", "\n")
+    return f"{shown}\n{what}\nin {length}"
 
 
 def _notes(stages: Sequence[Evaluation]) -> str:
