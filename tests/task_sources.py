@@ -28,7 +28,7 @@ def byte_level() -> PreTrainedTokenizerBase:
 
 @cache
 def metaspace(*, one_line: bool = False) -> PreTrainedTokenizerBase:
-    """Spaces become `▁`, and one is put before a text, as in Llama 2; `one_line`: breaks are lost, as in T5."""
+    """Spaces become `▁`, and one is put before a text, as in Llama 2; `one_line` loses breaks, as T5."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     if one_line:
         tokenizer.normalizer = normalizers.Replace("\n", " ")

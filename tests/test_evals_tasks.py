@@ -100,7 +100,7 @@ def test_bos_comes_once_and_first(name):
     assert len(prompt.input_ids) + prompt.max_new_tokens == 1300
 
 
-@pytest.mark.parametrize("kind", (*SOURCES, "one line"))
+@pytest.mark.parametrize("kind", [*SOURCES, "one line"])
 @pytest.mark.parametrize("name", NEEDLES)
 def test_needles_end_at_their_distance_and_stand_at_their_depth(name, kind):
     prompt = made(name, 1300, 3, kind=kind)
