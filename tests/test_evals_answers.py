@@ -22,6 +22,7 @@ from ropepatch.evals.answers import (
     string_match_part,
     task_scores,
 )
+from ropepatch.evals.likelihoods import log_likelihoods
 from ropepatch.evals.statistics import wilson
 from ropepatch.evals.tasks import make_prompts
 
@@ -157,6 +158,17 @@ def test_choices_losses_and_gains_are_those_of_whole_passes_in_float64(name):
         assert answer.gain == pytest.approx(float(without - loss), abs=2e-4)
 
 
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-neox", "tiny-bloom", "tiny-t5"])
+@torch.no_grad()
+def test_every_choice_goes_on_from_the_context_alone(name):
+    model, (prompt, *_) = bundled(name), prompts(count=5)
+    choices = torch.stack(prompt.candidates)[None]
+    likelihoods = log_likelihoods(model, prompt.input_ids[None], choices)[0]
+    for choice, likelihood in zip(prompt.candidates, likelihoods, strict=True):
+        whole = whole_pass(model, prompt.input_ids, choice)[0].sum()
+        assert float(likelihood) == pytest.approx(float(whole), abs=2e-3)
+
+
 @pytest.mark.parametrize("method", ["dynamic_ntk", "yarn"])
 @torch.no_grad()
 def test_a_patch_scales_choices_as_it_scales_one_pass_over_them(method):
@@ -242,7 +254,7 @@ def test_a_model_without_positions_for_a_length_is_refused_in_any_case():
 def test_prompts_without_wrong_answers_are_no_choice():
     bare = [replace(prompt, candidates=()) for prompt in prompts(count=2)]
     with pytest.raises(
-        ConfigError, match="needle has no wrong answers .* use generate or teacher_forced"
+        ConfigError, match=r"needle has no wrong answers .* use generate or teacher_forced"
     ):
         scored(Copier(), bare)
 
@@ -276,4 +288,4 @@ def test_every_prompt_is_answered_once_whatever_its_shape():
     score_prompts(
         Guesser(), byte_level(), asked, beyond_length=True, tick=lambda *t: ticks.append(t)
     )
-    assert [sum(sizes) for sizes in zip(*ticks, strict=True)][0] == 6
+    assert sum(sequences for sequences, _ in ticks) == 6
