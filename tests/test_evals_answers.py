@@ -99,6 +99,14 @@ def test_a_model_that_copies_is_always_right(mode):
     assert scores.chance == (1 / 8 if mode == "forced_choice" else 0)
 
 
+def test_a_model_without_a_cache_reads_the_context_with_every_choice():
+    class Stateless(Copier):
+        def forward(self, *args, **kwargs):
+            return SimpleNamespace(logits=super().forward(*args, **kwargs).logits)
+
+    assert scored(Stateless(), prompts()[:3]).scores.tolist() == [1.0] * 3
+
+
 def test_a_model_that_copies_gains_from_the_needle_and_only_from_it():
     scores = scored(Copier(), prompts())
     assert (scores.gains > 3).all()
