@@ -173,12 +173,23 @@ def test_wrong_answers_to_a_single_needle_stand_nowhere():
         assert source().tokenizer.decode(choice).strip() not in text(prompt)
 
 
-def test_the_answer_goes_on_as_the_whole_text_would_be_tokenised():
-    for name in ("passkey", "niah_multivalue", "vt", "cwe", "fwe"):
-        prompt = made(name, 1500)
-        ids = torch.cat([prompt.input_ids, prompt.answer])
-        again = byte_level()(byte_level().decode(ids), add_special_tokens=False)["input_ids"]
-        assert again[-len(prompt.answer) :] == prompt.answer.tolist()
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("name", ["passkey", "niah_multivalue", "vt", "cwe", "fwe"])
+def test_the_answer_goes_on_as_the_whole_text_would_be_tokenised(name, kind):
+    prompt, tokenizer = made(name, 1500, kind=kind), source(kind).tokenizer
+    ids = torch.cat([prompt.input_ids, prompt.answer])
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    again = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    end = len(prompt.answer) + 8  # and the end of the question
+    assert again[-end:] == ids[-end:].tolist()
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_no_space_comes_between_pieces(kind):
+    whole = text(made("passkey", 700, 3, kind=kind), kind)
+    assert re.search(r"\.\nThe pass key is \d{5}\. Remember it\. \d{5} is the pass key\.\n", whole)
+    assert whole.endswith("\nWhat is the pass key? The pass key is")
+    assert not re.search(r" \n|\n |  ", whole)
 
 
 def test_a_prompt_of_noise_is_tokenised_as_its_whole_text_would_be():

@@ -38,6 +38,8 @@ def log_likelihoods(model: PreTrainedModel, contexts: Tensor, choices: Tensor) -
         return _log_probs(logits).gather(1, choices[:, :, 0])
     with _planned(model, contexts.shape[1] + choices.shape[2] - 1):
         read = model(input_ids=contexts, use_cache=True, logits_to_keep=1)
+        if getattr(read, "past_key_values", None) is None:  # it keeps a state that is no cache
+            return _whole_passes(model, contexts, choices)
         likelihoods = _log_probs(read.logits[:, -1]).gather(1, choices[:, :, 0])
         for number, choice in enumerate(choices.unbind(1)):
             cache = copy.deepcopy(read.past_key_values)
@@ -49,6 +51,11 @@ def log_likelihoods(model: PreTrainedModel, contexts: Tensor, choices: Tensor) -
 def of_tokens(log_probs: Tensor, tokens: Tensor) -> Tensor:
     """Log-probabilities of the tokens. (batch, m, vocabulary), (batch, m) → (batch, m)"""
     return log_probs.gather(2, tokens[:, :, None])[:, :, 0]
+
+
+def _whole_passes(model: PreTrainedModel, contexts: Tensor, choices: Tensor) -> Tensor:
+    passes = [(answer_log_probs(model, contexts, choice), choice) for choice in choices.unbind(1)]
+    return torch.stack([of_tokens(log_probs, ids).sum(1) for log_probs, ids in passes], dim=1)
 
 
 def _after_encoder(model: PreTrainedModel, contexts: Tensor, choices: Tensor) -> Tensor:
