@@ -203,6 +203,9 @@ class DictStore:
         self.room = room
         self.kept = {}
 
+    def __len__(self):  # an empty one is a store, too
+        return len(self.kept)
+
     def finished(self, what, document):
         return self.kept.get((what, document))
 
