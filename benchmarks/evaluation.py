@@ -52,7 +52,7 @@ CASES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure every case and print its row of the table as soon as it is known."""
+    """Measure every case, tell what was found, and print one table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
     parser.add_argument("--rounds", type=int, default=3)
@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     header = ("", "s", "", "ratio", "MB", "", "ratio", "difference", "target", "")
     rows = [header]
     for name in options.cases:
-        print(f"{name} …", file=sys.stderr, flush=True)
         rows.append(row(name, CASES[name], options.rounds))
+        print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
     print(aligned(rows))
 
 

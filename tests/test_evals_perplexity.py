@@ -85,15 +85,21 @@ def test_dynamic_methods_get_a_pass_for_each_length(model, tokenizer, monkeypatc
         assert one.loss.value == pytest.approx(other.loss.value, abs=1e-6)
 
 
-@pytest.mark.parametrize("half", [20, 4])
-def test_frequencies_that_jump_below_half_of_the_window_are_noticed(tokenizer, half):
+def test_methods_that_say_that_they_depend_on_the_length_are_not_tried(model, tokenizer):
+    # Within the trained length a trial would see no difference, and none that is small elsewhere.
+    with patched(model, "dynamic_ntk", factor=4):
+        assert not measure_perplexity(model, prefix_plan(tokenizer, (8, 16)))[0].one_pass
+
+
+@pytest.mark.parametrize("factor", [20.0, 4.0])
+def test_frequencies_that_jump_below_half_of_the_window_are_noticed(tokenizer, factor):
     # transformers' own longrope: other factors as soon as a sequence is longer than 12 tokens. A
     # window of 40 and its half agree; only the shortest length shows it.
     rope = {
         "rope_type": "longrope",
         "rope_theta": 100.0,
         "short_factor": [1.0] * 8,
-        "long_factor": [float(half)] * 8,
+        "long_factor": [factor] * 8,
         "original_max_position_embeddings": 12,
     }
     model = tiny_model("llama", vocab_size=400, rope_parameters=rope, max_position_embeddings=96)
@@ -196,6 +202,9 @@ class DictStore:
     def __init__(self, room=math.inf):
         self.room = room
         self.kept = {}
+
+    def __len__(self):  # an empty one is a store, too
+        return len(self.kept)
 
     def finished(self, what, document):
         return self.kept.get((what, document))

@@ -201,6 +201,12 @@ def test_bytes_of_tokens_are_those_of_their_characters():
     assert token_bytes(" a b ", [1, 3]).tolist() == [3, 2]
 
 
+def test_characters_have_as_many_bytes_as_utf8_gives_them():
+    text = "".join(map(chr, [0x7F, 0x80, 0x7FF, 0x800, 0xFFFF, 0x10000, 0x10FFFF]))
+    expected = [len(character.encode()) for character in text]
+    assert token_bytes(text, list(range(len(text)))).tolist() == expected
+
+
 def test_bytes_of_all_tokens_are_those_of_the_text():
     for text, document in zip(read_texts(DOCUMENTS, make_tokenizer()), DOCUMENTS, strict=True):
         assert text.token_bytes.sum() == len(document.text.encode())

@@ -69,7 +69,7 @@ def find_key_tokens(
     losses = score_tokens(judge, judged, store=store, progress=progress).losses
     short, full = (losses[length] for length in contexts)
     masks = tuple(
-        None if few is None or many is None else _is_key(few, many, short_length)
+        None if few is None or many is None else _is_key(few, many)
         for few, many in zip(short, full, strict=True)
     )
     found = [None if mask is None else mask.tobytes() for mask in masks]
@@ -94,10 +94,9 @@ def _cut_sliding(tokens: int, length: int, prefixed: bool, stride: int) -> list[
     return cut_sliding(tokens, min(length, tokens), prefixed, stride) if tokens > 1 else []
 
 
-def _is_key(short: Losses, full: Losses, short_length: int) -> NDArray[np.bool_]:
+def _is_key(short: Losses, full: Losses) -> NDArray[np.bool_]:
     """Where only the full context tells; where both are the same it saves nothing."""
     key: NDArray[np.bool_] = (short - full > _GAIN) & (full < _KNOWN)
-    key[: short_length - 1] = False
     return key
 
 

@@ -87,7 +87,7 @@ def score_tokens(
     _check_causal(model, plan)
     check_vocabulary(model, plan.input_ids)
     with evaluation_mode(model):
-        reader = _Reader(model, plan, plain_head(model), store or InMemory())
+        reader = _Reader(model, plan, plain_head(model), InMemory() if store is None else store)
         one_pass = plan.protocol.nested and reader.one_pass()
         longest = plan.longest()
         passes: dict[Pass, Pass] = {
