@@ -228,7 +228,7 @@ def _about_zero(axes: Axes) -> None:
     axes.set_yscale("symlog", linthresh=_LINEAR, linscale=1.5)
     axes.margins(y=0.1)
     low, high = axes.get_ylim()
-    sizes = [size * 10.0**power for power in (-1, 0, 1) for size in (1, 2, 5)]
+    sizes = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
     marks = [-size for size in sizes] + [-0.05, 0.0, 0.05] + sizes
     axes.yaxis.set_major_locator(FixedLocator([mark for mark in marks if low <= mark <= high]))
     axes.yaxis.set_minor_locator(NullLocator())

@@ -57,5 +57,7 @@ def _patch(patch: Json) -> str:
 def _text(value: Json) -> str:
     if value is None:
         return "–"
+    if isinstance(value, list | dict) and not value:
+        return "none"
     text = ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"

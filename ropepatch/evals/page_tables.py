@@ -92,18 +92,19 @@ def _compared(comparisons: Sequence[Comparison]) -> list[str]:
 
 def _differences(comparisons: Sequence[Comparison], task: str) -> Table:
     """Differences of a task's scores, or of losses for no task, a row per comparison."""
-    what = (
+    name = (
         f"{task_name(task).capitalize()}, share"
         if task
         else "Loss of the same tokens, nats per token"
     )
     found = [each.tasks.get(task, {}) if task else each.target_losses for each in comparisons]
     lengths = sorted({length for each in found for length in each})
-    rows = tuple(
-        (
-            f"{each.after} − {each.before}",
-            tuple(cell(numbers.get(length), signed=True) for length in lengths),
-        )
-        for each, numbers in zip(comparisons, found, strict=True)
+    bases = {each.before for each in comparisons}
+    return Table(
+        f"{name}, minus {bases.pop() if len(bases) == 1 else 'its base'}, paired",
+        tuple(map(str, lengths)),
+        tuple(
+            (each.after, tuple(cell(numbers.get(n), signed=True) for n in lengths))
+            for each, numbers in zip(comparisons, found, strict=True)
+        ),
     )
-    return Table(f"{what}: difference, paired", tuple(map(str, lengths)), rows)
