@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from ropepatch import load_pretrained
 from ropepatch.corpus import load_documents
 from ropepatch.evals import evaluate, paired_difference
-from ropepatch.evals.wording import show_interval
+from ropepatch.evals.wording import show_interval, show_number
 from ropepatch.patch import patch_model
 from ropepatch.terminal import silence_transformers
 from ropepatch.training.pretrained import open_model, open_tokenizer
@@ -225,7 +225,8 @@ def cell(found: Scores, reference: Scores | None, length: int) -> str:
     others = reference.losses[length]
     pair = paired_difference(others.mean(0), losses.mean(0), found.documents)
     seeds = losses.mean(1) - others.mean(1)
-    spread = f" ({seeds.min():+.3f} to {seeds.max():+.3f})" if len(losses) > 1 else ""
+    ends = [show_number(end, signed=True) for end in (seeds.min(), seeds.max())]
+    spread = f"<br>{ends[0]} to {ends[1]}" if len(losses) > 1 else ""
     return f"{text}<br>{show_interval(pair, signed=True)}{spread}"
 
 

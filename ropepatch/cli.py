@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             command(options)
     except RopepatchError as error:
-        # What is wrong with a recipe is wrong for every process.
-        if _IS_FIRST or not isinstance(error, ProcessError | ConfigError):
+        # What stops all processes is told by the first, what stops another one by that one.
+        if _IS_FIRST or not isinstance(error, ProcessError):
             print(f"ropepatch: error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as interrupt:
@@ -204,22 +204,24 @@ def patch(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Run a recipe, or show what it would train on."""
+    from ropepatch.training.processes import together
     from ropepatch.training.recipe import load_recipe
 
     # Whoever looks at text needs none to measure on yet.
     shown = ("evaluation=null",) if options.preview else ()
-    recipe = load_recipe(options.recipe, (*options.overrides, *shown))
-    if options.dry_run:
-        from ropepatch.training.plan import plan_text
+    with together():
+        recipe = load_recipe(options.recipe, (*options.overrides, *shown))
+        if options.dry_run:
+            from ropepatch.training.plan import plan_text
 
-        text = plan_text(recipe)
-        if _IS_FIRST:
-            print(text)
-        return
-    if options.preview:
-        from ropepatch.training.preview import show_preview
+            text = plan_text(recipe)
+            if _IS_FIRST:
+                print(text)
+            return
+        if options.preview:
+            from ropepatch.training.preview import show_preview
 
-        return show_preview(recipe, options.recipe.stem)
+            return show_preview(recipe, options.recipe.stem)
 
     from ropepatch.training.command import run_recipe
 

@@ -15,7 +15,7 @@ from tiny_runs import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ropepatch import load_pretrained, patch_model
+from ropepatch import load_pretrained, patch_model, save_pretrained, unpatch_model
 from ropepatch.corpus import load_documents
 from ropepatch.errors import CheckpointError, ConfigError, OutOfMemoryError
 from ropepatch.evals import evaluate
@@ -97,6 +97,29 @@ def test_every_stage_is_the_model_that_its_label_says(base, extended):
     tuned = load_pretrained(extended.directory).merge_and_unload()
     same(trained, tuned)
     same(other, patch_model(tuned, "yarn", 8, replace=True))
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_a_base_with_a_patch_of_its_own_is_measured_with_that_before(tmp_path, base, adapter):
+    model = patch_model(AutoModelForCausalLM.from_pretrained(base.directory), "yarn", 2)
+    tokenizer = AutoTokenizer.from_pretrained(base.directory)
+    save_pretrained(model, tmp_path / "patched", tokenizer)
+    tree = extension_tree(tmp_path, tmp_path / "patched", merge=not adapter)
+    tree["patch"]["replace"] = True
+    tree["training"]["max_steps"] = 1
+    extended = train(parse_recipe(with_evaluation(tree, tmp_path)))
+    before, untrained, trained = extended.stages
+    assert (before.label, untrained.label) == ("base, yarn ×2", "yarn ×4")
+
+    expected = losses(measured_by_hand(model, before, extended.directory.parent))
+    np.testing.assert_allclose(losses(before), expected, atol=1e-5)
+    patch_model(model, "yarn", 4, replace=True)
+    expected = losses(measured_by_hand(model, before, extended.directory.parent))
+    np.testing.assert_allclose(losses(untrained), expected, atol=1e-5)
+    final = load_pretrained(extended.directory, base_model=unpatch_model(model))
+    final = final.merge_and_unload() if adapter else final
+    expected = losses(measured_by_hand(final, before, extended.directory.parent))
+    np.testing.assert_allclose(losses(trained), expected, atol=1e-5)
 
 
 def test_training_lowers_the_loss_of_held_out_text(extended):

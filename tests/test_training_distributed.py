@@ -133,6 +133,7 @@ def test_tokens_of_a_step_are_those_of_all_groups(count, tmp_path, section, toke
         ({"sequence_parallel": 2}, {"patch": "dynamic_ntk"}, "'dynamic_ntk' scales by"),
         ({"sequence_parallel": 2}, {"group": 8}, "their own attention"),
         ({"fsdp": True}, {"merge": True}, "lora.merge needs whole weights"),
+        ({"fsdp": True}, {"quantization": "nf4"}, "does not shard the 4-bit weights"),
     ],
 )
 def test_sections_that_contradict_the_recipe_are_refused(tmp_path, section, changes, message):
@@ -142,6 +143,8 @@ def test_sections_that_contradict_the_recipe_are_refused(tmp_path, section, chan
             tree["patch"] = {"method": method}
         case {"group": _}:
             tree["training"]["shifted_attention"] = changes
+        case {"quantization": _}:
+            tree |= {"model": {"path": "some/model", **changes}, "lora": {}}
         case {"merge": _}:
             tree |= {"model": {"path": "some/model"}, "lora": changes}
         case _:

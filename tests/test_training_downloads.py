@@ -5,6 +5,7 @@ import transformers
 from huggingface_hub.errors import HfHubHTTPError
 
 from ropepatch.errors import CheckpointError
+from ropepatch.training import downloads
 from ropepatch.training.downloads import broke_off
 from ropepatch.training.pretrained import open_model, open_tokenizer
 
@@ -35,6 +36,27 @@ def raised(outer, cause):
         return error
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """What is asked of a Hub that can be reached, and has nothing."""
+    urls = []
+
+    def answer(url):
+        urls.append(url)
+        raise HfHubHTTPError("nothing", response=Answer(404))
+
+    monkeypatch.setattr(downloads, "get_hf_file_metadata", answer)
+    return urls
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    def fail(url):
+        raise transport_error()
+
+    monkeypatch.setattr(downloads, "get_hf_file_metadata", fail)
+
+
 def fail_with(monkeypatch, error):
     def fail(*arguments, **options):
         raise error
@@ -55,14 +77,14 @@ def fail_with(monkeypatch, error):
     ],
     ids=["transport", "wrapped", "reset", "timeout", "server"],
 )
-def test_a_download_that_broke_off_says_to_run_it_again(monkeypatch, opener, error):
+def test_a_download_that_broke_off_says_to_run_it_again(monkeypatch, asked, opener, error):
     fail_with(monkeypatch, error)
     with pytest.raises(CheckpointError, match=r"what has arrived is kept: run the same command"):
         opener("some/model")
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_name_that_the_hub_does_not_give_out_is_not_tried_again(monkeypatch, status):
+def test_a_name_that_the_hub_does_not_give_out_is_not_tried_again(monkeypatch, asked, status):
     error = raised(OSError("no such thing"), HfHubHTTPError("refused", response=Answer(status)))
     fail_with(monkeypatch, error)
     with pytest.raises(CheckpointError, match=r"not on the Hub: no such thing"):
@@ -73,7 +95,27 @@ def test_the_answer_too_many_requests_is_worth_another_try():
     assert broke_off(HfHubHTTPError("slow down", response=Answer(429)))
 
 
-def test_errors_of_programs_are_not_taken_for_those_of_connections(monkeypatch):
+@pytest.mark.parametrize("opener", [open_model, open_tokenizer])
+def test_a_hub_that_cannot_be_reached_is_told_before_libraries_try(
+    monkeypatch, unreachable, opener
+):
+    fail_with(monkeypatch, AssertionError("they try for half a minute"))
+    with pytest.raises(CheckpointError, match=r"could not start \(peer closed connection"):
+        opener("some/model")
+
+
+def test_of_the_hub_only_what_is_not_kept_is_asked(monkeypatch, asked, tmp_path):
+    fail_with(monkeypatch, OSError("no such thing"))
+    kept = {"some/model": str(tmp_path / "config.json")}
+    monkeypatch.setattr(downloads, "try_to_load_from_cache", lambda name, file: kept.get(name))
+    for name in ("some/model", "another/model"):
+        with pytest.raises(CheckpointError, match="no such thing"):
+            open_model(name)
+    (url,) = asked
+    assert url.endswith("/another/model/resolve/main/config.json")
+
+
+def test_errors_of_programs_are_not_taken_for_those_of_connections(monkeypatch, asked):
     fail_with(monkeypatch, ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
         open_model("some/model")

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from run_files import same_weights
 from tiny_runs import pretraining
 from transformers import PreTrainedModel, TrainerCallback
 
@@ -28,15 +28,7 @@ class FillUp(TrainerCallback):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    return weights(train(pretraining(tmp_path_factory.mktemp("undisturbed"))))
-
-
-def weights(result):
-    return load_file(result.directory / "model.safetensors")
-
-
-def same(first, second):
-    return all(torch.equal(first[name], second[name]) for name in first)
+    return train(pretraining(tmp_path_factory.mktemp("undisturbed"))).directory
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", ".loss.png.new"])
@@ -48,7 +40,24 @@ def test_a_file_that_does_not_fit_stops_the_run_and_keeps_its_checkpoint(
     with pytest.raises(CheckpointError, match=KEPT):
         train(recipe, callbacks=[FillUp(path)])
     path.unlink(missing_ok=True)
-    assert same(weights(train(recipe)), undisturbed)
+    assert same_weights(train(recipe).directory, undisturbed)
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path, undisturbed, monkeypatch):
+    recipe = pretraining(tmp_path)
+    save = torch.save
+
+    def full_at_step_4(content, path, *rest, **options):
+        if "checkpoint-4" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(content, path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_at_step_4)
+        with pytest.raises(CheckpointError, match=r"No space left.*is kept: .*checkpoint-2"):
+            train(recipe)
+    assert not (tmp_path / "run" / "checkpoint-4").exists()
+    assert same_weights(train(recipe).directory, undisturbed)
 
 
 @pytest.mark.parametrize("name", [".environment.json.new", "ropepatch.json", ".recipe.yaml.new"])
@@ -81,4 +90,4 @@ def test_a_result_that_does_not_fit_is_written_again_without_training(
     steps = []
     result = train(recipe, progress=lambda progress: steps.append(progress.step))
     assert steps == []
-    assert same(weights(result), undisturbed)
+    assert same_weights(result.directory, undisturbed)

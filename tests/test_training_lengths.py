@@ -76,6 +76,8 @@ def test_no_warning_of_a_length_before_the_patch_reaches_the_user(caplog, scaled
     ("data", "message"),
     [
         ({"length": 5 * LENGTH}, r"trains 160 tokens, but patch\.factor 4 over 32 is for 128"),
+        # Not that the text is too short for it.
+        ({"length": 1_000_001}, r"at most 128 tokens, or a factor of 31251"),
         ({"length": LENGTH, "positions": {"target": 256}}, "trains 256 tokens"),
     ],
 )

@@ -128,8 +128,8 @@ def test_a_target_is_what_follows_the_tokens_that_the_encoder_reads():
 
 
 def test_documents_that_are_all_too_short_are_refused():
-    with pytest.raises(DataError, match=r"no document fills a sequence of 2048 .* has 1500"):
-        mixture(length=2048)
+    with pytest.raises(DataError, match=r"no document fills a sequence of 1600 .* has 1500"):
+        mixture(length=1600)
 
 
 @pytest.mark.parametrize(

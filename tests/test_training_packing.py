@@ -10,6 +10,7 @@ from ropepatch.training.chunked_loss import IGNORED
 from ropepatch.training.mixture import Shares, TrainingMixture
 from ropepatch.training.packing import Packing, Packs
 from ropepatch.training.recipe import parse_recipe
+from ropepatch.training.text import Windows
 
 LENGTH = 64
 VOCABULARY = RetrievalVocabulary(keys=tuple(range(2, 34)), values=tuple(range(34, 66)))
@@ -126,6 +127,20 @@ def test_a_segment_is_repeated_within_one_document():
             assert len(set(piece // 1000)) == 1
             seen += len(piece) - len(set(piece.tolist()))
     assert seen > 100
+
+
+@pytest.mark.parametrize("source", [Windows, lambda *of: Packs(*of, Packing())])
+def test_text_that_cannot_fill_one_sequence_is_refused_as_that(source):
+    few = [torch.arange(2), torch.arange(3)]
+    with pytest.raises(DataError, match="the text has 5 tokens in all, and a sequence needs 6"):
+        source(few, 6)
+    with pytest.raises(DataError, match="the text has 0 tokens in all"):
+        source([], 6)
+
+
+def test_text_that_fills_one_sequence_exactly_is_packed():
+    text = Packs([torch.arange(2), torch.arange(3)], 5, Packing())
+    assert len(text.draw(np.random.default_rng(0)).tokens) == 5
 
 
 def test_retrieval_without_a_long_document_is_refused_before_training():

@@ -18,6 +18,8 @@ from ropepatch.errors import (
     DataError,
     RopepatchError,
 )
+from ropepatch.training import plan
+from ropepatch.training.memory import MemoryEstimate
 from ropepatch.training.plan import plan_run
 from ropepatch.training.pretrained import open_model
 from ropepatch.training.recipe import parse_recipe
@@ -77,6 +79,15 @@ def test_a_dry_run_prints_the_recipe_and_its_plan_and_leaves_nothing(tmp_path, b
     assert {"weights", "gradients", "optimizer", "activations", "logits"} < plan.keys()
 
 
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_under_fsdp_a_plan_says_that_it_counts_whole_weights(tmp_path, monkeypatch, fsdp):
+    memory = MemoryEstimate(weights=8, gradients=4, optimizer=2, activations=1, logits=1)
+    planned = plan.Plan(128, 6, 10, 10, memory)
+    monkeypatch.setattr(plan, "plan_run", lambda recipe: planned)  # which takes several processes
+    recipe = parse_recipe({**pretraining_tree(tmp_path), "distributed": {"fsdp": fsdp}})
+    assert ("are counted whole; FSDP leaves each device a part" in plan.plan_text(recipe)) is fsdp
+
+
 def test_a_large_model_is_planned_without_its_weights(tmp_path, base):
     path = without_weights(base, tmp_path / "large", **LARGE_LLAMA)
     tree = extension_tree(tmp_path, path)
@@ -103,7 +114,8 @@ def test_what_a_start_would_refuse_is_refused(tmp_path, base):
     recipe = extension(tmp_path, base)
     too_long = extension_tree(tmp_path, base)
     too_long["data"]["length"] = 1 << 20
-    with pytest.raises(DataError, match="no document fills"):
+    too_long["patch"] = None
+    with pytest.raises(DataError, match="tokens in all, and a sequence needs 1048576"):
         plan_run(parse_recipe(too_long))
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         plan_run(extension(tmp_path, tmp_path / "a" / "b" / "c"))

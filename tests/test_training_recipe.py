@@ -76,6 +76,31 @@ def test_all_mistakes_are_reported_at_once():
     assert [mistake for mistake in mistakes if mistake not in message] == []
 
 
+def test_many_unknown_keys_are_counted_and_what_is_known_is_listed_once():
+    strange = {letter * 9: 1 for letter in "qwxyzjk"}
+    said = refusal({**SMALLEST, "lora": {**strange, "alfa": 8, "drop_out": 0.1, "r": 0}})
+    known = "preset, r, alpha, dropout, targets, train_embeddings, train_norms, dora, rslora, merge"
+    assert said.splitlines() == [
+        "recipe has 10 mistakes:",
+        "  - lora.r must be greater than or equal to 1; found 0",
+        "  - unknown key lora.alfa; did you mean alpha?",
+        "  - unknown key lora.drop_out; did you mean dropout?",
+        "  - unknown keys lora.qqqqqqqqq, lora.wwwwwwwww, lora.xxxxxxxxx, lora.yyyyyyyyy, "
+        f"lora.zzzzzzzzz and 2 more; known: {known}",
+    ]
+
+
+def test_of_many_misspelt_keys_a_few_are_corrected():
+    misspelt = [f"factor{number}" for number in range(9)]
+    *lines, last = refusal({**SMALLEST, "patch": dict.fromkeys(misspelt, 1)}).splitlines()
+    assert lines == [
+        "recipe has 9 mistakes:",
+        *(f"  - unknown key patch.{key}; did you mean factor?" for key in misspelt[:5]),
+    ]
+    others = ", ".join(f"patch.{key}" for key in misspelt[5:])
+    assert last.startswith(f"  - unknown keys {others}; known: method, factor, ")
+
+
 @pytest.mark.parametrize(
     ("section", "value", "expected"),
     [

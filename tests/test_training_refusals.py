@@ -27,7 +27,7 @@ def recipe_with(tmp_path, changes):
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"", "is empty"), (b"a\0b", "is binary"), (b"far too short", "no document")],
+    [(b"", "is empty"), (b"a\0b", "is binary"), (b"far too short", "tokens in all")],
 )
 def test_text_that_cannot_be_used_is_refused(tmp_path, content, expected):
     path = tmp_path / "text.txt"

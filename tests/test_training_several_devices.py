@@ -181,8 +181,21 @@ def test_a_run_of_two_processes_is_not_gone_on_with_by_one(launch, root, cases):
 
 
 def test_a_mistake_that_all_processes_meet_is_told_once(launch, reports):
-    assert launch.stderr.count("ropepatch: error: there is no checkpoint at no/such/model") == 1
-    assert [report["absurd"]["code"] for report in reports] == [2, 2]
+    # By the run and by the preview, of which each process finds it.
+    assert launch.stderr.count("ropepatch: error: there is no checkpoint at no/such/model") == 2
+    assert [report["codes"] for report in reports] == [[2, 2, 2]] * 2
+
+
+def test_a_mistake_in_the_recipe_itself_is_told_once(root, launch):
+    done = torchrun("-m", "ropepatch", "train", root / "absurd.yaml", "training.max_stps=3")
+    assert done.stderr.count("unknown key training.max_stps; did you mean max_steps?") == 1
+    assert done.returncode != 0
+
+
+def test_a_mistake_that_one_process_meets_is_told_by_that_one(launch):
+    said = launch.stderr
+    assert said.count("ropepatch: error: cannot read the recipe") == 1
+    assert said.count("ropepatch: error: process 1 of this run failed; its message says why") == 1
 
 
 def test_accelerate_launch_that_starts_one_process_for_two_is_refused(root, monkeypatch):

@@ -106,8 +106,8 @@ def test_tasks_stay_whole_and_get_positions_of_their_own():
 
 
 def test_documents_must_reach_the_target_of_pose():
-    with pytest.raises(DataError, match="fills a sequence of 512 tokens, the longest of 1 has 400"):
-        SkippingWindows([DOCUMENT], 32, Skips(target=512))
+    with pytest.raises(DataError, match="fills a sequence of 512 tokens, the longest of 2 has 400"):
+        SkippingWindows([DOCUMENT, DOCUMENT], 32, Skips(target=512))
 
 
 @pytest.mark.parametrize("kind", ["pose", "random"])

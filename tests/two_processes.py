@@ -1,7 +1,7 @@
 """What tests run on two processes: `torchrun … two_processes.py CASES.yaml REPORT.json`.
 
 Recipes by name, one after the other in one launch, as starting one takes seconds: `lora` is stopped
-and goes on, `absurd` is run as a command, and `broken` comes last, as its second process fails.
+and goes on, `absurd` is run by commands, and `broken` comes last, as its second process fails.
 """
 
 import json
@@ -56,12 +56,17 @@ def run_case(name: str, tree: dict[str, Any]) -> dict[str, Any]:
     return {**watch.seen, "told": len(told)}
 
 
-def run_command(tree: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Train one recipe as a user would; with what exit code this process ends."""
+def run_command(path: Path, *options: str) -> int:
+    """Train one recipe as a user would; the exit code of this process."""
+    return cli.main(["train", str(path), *options])
+
+
+def write_recipe(tree: dict[str, Any], path: Path) -> Path:
+    """A file that all processes can read from here on."""
     if PartialState().is_main_process:
         path.write_text(yaml.safe_dump(tree))
     PartialState().wait_for_everyone()
-    return {"code": cli.main(["train", str(path)])}
+    return path
 
 
 def main() -> None:
@@ -70,7 +75,9 @@ def main() -> None:
     cases = yaml.safe_load(file.read_text())
     broken, absurd = cases.pop("broken"), cases.pop("absurd")
     report = {name: run_case(name, tree) for name, tree in cases.items()}
-    report["absurd"] = run_command(absurd, file.with_name("absurd.yaml"))
+    path = write_recipe(absurd, file.with_name("absurd.yaml"))
+    missing = path.with_name("missing.yaml") if PartialState().process_index else path
+    report["codes"] = [run_command(path), run_command(path, "--preview"), run_command(missing)]
     Path(f"{sys.argv[2]}.{PartialState().process_index}").write_text(json.dumps(report))
     run_case("broken", broken)
 

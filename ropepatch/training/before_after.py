@@ -12,8 +12,9 @@ from ropepatch.adapters.pretrained import pretrained_model, trained_length
 from ropepatch.checkpoint import load_pretrained
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.evals import Evaluation, Plan, compare, measure, plan_evaluation, write_report
-from ropepatch.patch import patch_info, unpatch_model
-from ropepatch.training.models import apply_patch, base_model
+from ropepatch.manifest import PatchInfo
+from ropepatch.patch import patch_info, patched, unpatch_model
+from ropepatch.training.models import apply_patch, base_model, patch_arguments
 from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.training.recipe import Recipe, recipe_tree
 from ropepatch.training.run_directory import RunDirectory
@@ -132,10 +133,14 @@ class _Measurement:
         if patch is None:
             return [self._measure(base, "before training")]
         # First with the patch, which says how long the windows are.
-        apply_patch(base, patch)
-        untrained = self._measure(base, _name(patch, patch.factor))
-        unpatch_model(base)
-        return [self._measure(base, "unpatched"), untrained]
+        with patched(base, **patch_arguments(patch)):
+            untrained = self._measure(base, _name(patch, patch.factor))
+        own = patch_info(base)
+        if own is None:
+            return [self._measure(base, "unpatched"), untrained]
+        before = self._measure(base, f"base, {_name(own, own.factor)}")
+        unpatch_model(base)  # an adapter brings the patch that took its place
+        return [before, untrained]
 
     def _after(self, trained: nn.Module) -> list[Evaluation]:
         patch = self.recipe.final_patch
@@ -163,8 +168,8 @@ class _Measurement:
         )
 
 
-def _name(patch: PatchRecipe, factor: float) -> str:
-    part = "" if patch.part == "both" else f", {patch.part} only"
+def _name(patch: PatchRecipe | PatchInfo, factor: float) -> str:
+    part = "" if patch.part in (None, "both") else f", {patch.part} only"
     return f"{patch.method} ×{factor:g}{part}"
 
 

@@ -1,6 +1,10 @@
 """Downloads from the Hub that broke off, told apart from names that are wrong."""
 
 from collections.abc import Iterator
+from contextlib import suppress
+
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 
 #: Packages that move the bytes; huggingface_hub has used several, and `datasets` others.
 _TRANSPORTS = {
@@ -15,6 +19,17 @@ _TRANSPORTS = {
 }
 _TOO_MANY_REQUESTS = 429
 _SERVER_ERRORS = 500  #: this status and above
+
+
+def require_hub(source: str) -> None:
+    """Raise at once where a checkpoint would have to be downloaded and the Hub cannot be reached.
+
+    Libraries ask again and again, for half a minute, before they say so; they say best what an
+    answer of the Hub means.
+    """
+    if not isinstance(try_to_load_from_cache(source, "config.json"), str):
+        with suppress(HfHubHTTPError):
+            get_hf_file_metadata(hf_hub_url(source, "config.json"))
 
 
 def broke_off(error: BaseException) -> bool:

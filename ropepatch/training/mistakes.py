@@ -9,29 +9,51 @@ from pydantic_core import ErrorDetails
 
 from ropepatch.spelling import did_you_mean
 
-
-def list_mistakes(mistakes: Sequence[str], name: str) -> str:
-    """One message for all mistakes in what is called `name`."""
-    if len(mistakes) == 1:
-        return f"{name}: {mistakes[0]}"
-    return "\n  - ".join([f"{name} has {len(mistakes)} mistakes:", *mistakes])
+_SHOWN = 5  #: unknown keys of a section that are told one by one
+_UNKNOWN = "unexpected_keyword_argument"  #: in pydantic's words
 
 
-def unknown_key(key: str, known: Sequence[str]) -> str:
-    """`unknown key a.b; did you mean c?`, or all that is known where nothing is close."""
-    hint = did_you_mean(key.rpartition(".")[2], known, quoted=False)
-    return f"unknown key {key}{hint or '; known: ' + ', '.join(known)}"
+def list_mistakes(lines: Sequence[str], name: str, count: int) -> str:
+    """One message for `count` mistakes in what is called `name`."""
+    if len(lines) == 1:
+        return f"{name}: {lines[0]}"
+    return "\n  - ".join([f"{name} has {count} mistakes:", *lines])
 
 
-def explain(detail: ErrorDetails, schema: type) -> str:
-    """One pydantic error about a tree that should fit the dataclass `schema`."""
+def unknown_keys(keys: Sequence[str], known: Sequence[str]) -> list[str]:
+    """`unknown key a.b; did you mean c?` for a few, and one line for all others with what is known."""
+    hints = {key: did_you_mean(key.rpartition(".")[2], known, quoted=False) for key in keys}
+    close = [key for key in keys if hints[key]][:_SHOWN]
+    lines = [f"unknown key {key}{hints[key]}" for key in close]
+    others = sorted((key for key in keys if key not in close), key=lambda key: bool(hints[key]))
+    if others:
+        shown, more = ", ".join(others[:_SHOWN]), len(others) - _SHOWN
+        shown += f" and {more} more" if more > 0 else ""
+        word = "keys" if len(others) > 1 else "key"
+        lines.append(f"unknown {word} {shown}; known: {', '.join(known)}")
+    return lines
+
+
+def explain_all(details: Sequence[ErrorDetails], schema: type) -> list[str]:
+    """What pydantic found in a tree that should fit the dataclass `schema`; unknown keys come last."""
+    lines = [_explain(detail, schema) for detail in details if detail["type"] != _UNKNOWN]
+    sections: dict[tuple[str, ...], list[str]] = {}
+    for detail in details:
+        if detail["type"] == _UNKNOWN:
+            location = tuple(map(str, detail["loc"]))
+            sections.setdefault(location[:-1], []).append(".".join(location))
+    for section, keys in sections.items():
+        lines += unknown_keys(keys, _known_keys(schema, section))
+    return lines
+
+
+def _explain(detail: ErrorDetails, schema: type) -> str:
+    """One error that is not about an unknown key."""
     location = tuple(str(part) for part in detail["loc"])
     at = ".".join(location) or "the recipe"
     found = f"found {detail['input']!r}"
     allowed = detail["msg"].removeprefix("Input should be ")
     match detail["type"]:
-        case "unexpected_keyword_argument":
-            return unknown_key(at, _known_keys(schema, location[:-1]))
         case "missing":
             return f"{at} is missing"
         case "value_error":

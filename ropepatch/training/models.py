@@ -2,10 +2,11 @@
 
 import dataclasses
 import inspect
+import math
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -30,7 +31,7 @@ from ropepatch.training.borders import check_borders
 from ropepatch.training.induction import add_induction_circuit
 from ropepatch.training.lm_loss import use_chunked_loss
 from ropepatch.training.lora import add_lora
-from ropepatch.training.mistakes import unknown_key
+from ropepatch.training.mistakes import unknown_keys
 from ropepatch.training.pretrained import (
     is_adapter,
     open_model,
@@ -74,11 +75,9 @@ def load_model(
     shifted = recipe.training.shifted_attention
     if shifted is not None:  # before the patch, whose layers look at values that a dry run has not
         use_sparse_attention(model, shifted.group, shift=shifted.shift)
-    own = trained_length(model)
     if recipe.patch is not None:
-        apply_patch(model, recipe.patch)
-        _check_lengths(recipe, model, own)
-    elif recipe.model.path is not None and own is not None:
+        _patch_for_lengths(recipe, model, recipe.patch)
+    elif recipe.model.path is not None and (own := trained_length(model)) is not None:
         _tell_of_missing_patch(recipe, own)
     if recipe.training.chunked_loss:
         use_chunked_loss(model)
@@ -91,17 +90,35 @@ def load_model(
     return model if recipe.adapter is None else add_lora(model, recipe.adapter)
 
 
+def check_lengths(recipe: Recipe) -> None:
+    """Raise what `load_model` would of a checkpoint's patch, without its weights, before text is read."""
+    if recipe.model.path is not None and recipe.patch is not None:
+        model = _checkpoint(recipe.model, recipe.model.path, weights=False)
+        _patch_for_lengths(recipe, model, recipe.patch)
+
+
+def _patch_for_lengths(recipe: Recipe, model: PreTrainedModel, patch: PatchRecipe) -> None:
+    """Patch the model in place. Raises ConfigError for a patch that is not for the recipe's lengths."""
+    own = trained_length(model)
+    apply_patch(model, patch)
+    _check_lengths(recipe, model, own)
+
+
 def apply_patch(model: nn.Module, recipe: PatchRecipe) -> None:
     """Patch the model in place."""
-    patch_model(
-        model,
-        method=recipe.method,
-        factor=recipe.factor,
-        original_max_position_embeddings=recipe.original_max_position_embeddings,
-        part=recipe.part,
-        replace=recipe.replace,
+    patch_model(model, **patch_arguments(recipe))
+
+
+def patch_arguments(recipe: PatchRecipe) -> dict[str, Any]:
+    """What `patch_model` and `patched` are told."""
+    return {
+        "method": recipe.method,
+        "factor": recipe.factor,
+        "original_max_position_embeddings": recipe.original_max_position_embeddings,
+        "part": recipe.part,
+        "replace": recipe.replace,
         **recipe.options,
-    )
+    }
 
 
 def _tell_of_missing_patch(recipe: Recipe, own: int) -> None:
@@ -134,7 +151,8 @@ def _check_lengths(recipe: Recipe, model: PreTrainedModel, own: int | None) -> N
         if trained > target:
             raise ConfigError(
                 f"the recipe trains {trained} tokens, but patch.factor {patch.factor:g} over "
-                f"{original} is for {target}; use a larger factor or a shorter length"
+                f"{original} is for {target}; use at most {target} tokens, or a factor of "
+                f"{math.ceil(trained / original)}"
             )
 
 
@@ -167,21 +185,24 @@ def base_model(
     recipe: ModelRecipe, tokenizer: PreTrainedTokenizerBase, *, weights: bool = True
 ) -> PreTrainedModel:
     """The checkpoint as it is, or a new model of random weights."""
+    if recipe.path is not None:
+        return _checkpoint(recipe, recipe.path, weights=weights)
+    build = _random_model if weights else weightless_model
     dtype = getattr(torch, recipe.dtype)
-    if recipe.path is None:
-        build = _random_model if weights else weightless_model
-        new = _new_model(dict(recipe.config or {}), tokenizer, dtype, build)
-        if recipe.induction_circuit:
-            add_induction_circuit(new)
-        return new
-    if is_adapter(recipe.path):
-        raise ConfigError(
-            f"model.path {recipe.path} is an adapter; merge it into its base, and give that"
-        )
+    new = _new_model(dict(recipe.config or {}), tokenizer, dtype, build)
+    if recipe.induction_circuit:
+        add_induction_circuit(new)
+    return new
+
+
+def _checkpoint(recipe: ModelRecipe, path: str, *, weights: bool) -> PreTrainedModel:
+    if is_adapter(path):
+        raise ConfigError(f"model.path {path} is an adapter; merge it into its base, and give that")
+    dtype = getattr(torch, recipe.dtype)
     if not weights:
-        return open_weightless(recipe.path, dtype)
+        return open_weightless(path, dtype)
     # Without a dtype, transformers keeps the one that the checkpoint was saved in.
-    return cast(PreTrainedModel, open_model(recipe.path, dtype, **loading_options(recipe)))
+    return cast(PreTrainedModel, open_model(path, dtype, **loading_options(recipe)))
 
 
 def _random_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -215,4 +236,4 @@ def _refuse_unknown(fields: dict[str, object], config: PreTrainedConfig) -> None
     known = [*(field.name for field in dataclasses.fields(config)), *LENGTH_ATTRIBUTES]
     unknown = [name for name in fields if name not in known]
     if unknown:
-        raise ValueError("; ".join(unknown_key(name, known) for name in unknown))
+        raise ValueError("; ".join(unknown_keys(unknown, known)))

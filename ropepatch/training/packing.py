@@ -10,7 +10,7 @@ from torch import Tensor
 from ropepatch.corpus.retrieval import random_window
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.training.skipped_positions import IntArray
-from ropepatch.training.text import Columns, Text, Windows
+from ropepatch.training.text import Columns, Text, Windows, token_counts
 
 Borders = Literal["positions", "mask"]
 _LONGEST_MASK = 16384  #: tokens; a mask of one byte for each pair of them takes 256 MiB
@@ -62,11 +62,11 @@ class Packs:
     """
 
     def __init__(self, documents: Sequence[Tensor], length: int, packing: Packing) -> None:
-        """DataError where `packing.long_documents` asks for what there is none of."""
+        """DataError for too little text, or where `long_documents` asks for what there is none of."""
         self.documents = documents
         self.length = length
         self.packing = packing
-        sizes = np.array([len(document) for document in documents])
+        sizes = np.array(token_counts(documents, length))
         self.longest = int(sizes.max())
         self.long = Windows(documents, length) if self.longest >= length else None
         # A long document is drawn more often, as only `length` tokens of it are taken at a time.

@@ -49,8 +49,12 @@ def plan_run(recipe: Recipe) -> Plan:
 
 def plan_text(recipe: Recipe) -> str:
     """The resolved recipe as a YAML file, with its plan in comments."""
-    plan = plan_run(recipe)
-    return "\n".join([recipe_yaml(recipe), *(f"# {line}" for line in _rows(plan))])
+    rows = [*_rows(plan_run(recipe))]
+    if recipe.distributed.fsdp:
+        rows.append(
+            "weights, gradients and optimizer are counted whole; FSDP leaves each device a part"
+        )
+    return "\n".join([recipe_yaml(recipe), *(f"# {row}" for row in rows)])
 
 
 def _rows(plan: Plan) -> Iterator[str]:

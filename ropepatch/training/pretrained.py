@@ -20,7 +20,7 @@ from ropepatch.adapters.pretrained import decoder_config, language_model_class
 from ropepatch.checkpoint import ADAPTER_CONFIG, load_model, load_pretrained
 from ropepatch.errors import CheckpointError, RopepatchError
 from ropepatch.manifest import CONFIG_KEY
-from ropepatch.training.downloads import again, broke_off
+from ropepatch.training.downloads import again, broke_off, require_hub
 from ropepatch.training.weightless import weightless_model
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -76,6 +76,8 @@ def _readable(source: str) -> Iterator[None]:
     if local and not (Path(source, "config.json").is_file() or is_adapter(source)):
         raise CheckpointError(f"{source} has no config.json; give the directory of a checkpoint")
     try:
+        if not local:
+            require_hub(source)
         yield
     except RopepatchError:
         raise

@@ -50,6 +50,7 @@ def together() -> Iterator[None]:
     For bodies in which the processes do not talk to each other; one that waits for another there
     would wait for ever.
     """
+    me = processes().process_index  # which joins them; gather_object would not, on CPUs
     error = None
     try:
         yield
@@ -58,7 +59,7 @@ def together() -> Iterator[None]:
     failed = [number for number, bad in enumerate(gather_object([error is not None])) if bad]
     if not failed:
         return
-    if error is not None and failed[0] == processes().process_index:
+    if error is not None and failed[0] == me:
         raise error
     raise ProcessError(f"process {failed[0]} of this run failed; its message says why") from error
 

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from ropepatch.errors import ConfigError
 from ropepatch.methods.registry import method_class
-from ropepatch.training.mistakes import explain, list_mistakes
+from ropepatch.training.mistakes import explain_all, list_mistakes
 from ropepatch.training.sections import (
     STRICT,
     DataRecipe,
@@ -89,6 +89,12 @@ class Recipe:
         if self.distributed.fsdp and self.adapter is not None and self.adapter.merge:
             raise ValueError(
                 "lora.merge needs whole weights, which distributed.fsdp leaves to none"
+            )
+        if self.distributed.fsdp and self.model.quantization is not None:
+            # accelerate's fsdp2_prepare_model ignores them, stored as bytes, and only warns of it.
+            raise ValueError(
+                "distributed.fsdp does not shard the 4-bit weights of model.quantization: each device "
+                "would keep all of them; leave one out"
             )
         if self.distributed.shared_by == 1:
             return
@@ -181,7 +187,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     tree = _read_yaml(path)
     mistakes = [mistake for text in overrides if (mistake := _override(tree, text))]
     if mistakes:
-        raise ConfigError(list_mistakes(mistakes, "the overrides"))
+        raise ConfigError(list_mistakes(mistakes, "the overrides", len(mistakes)))
     return parse_recipe(tree, name=str(path))
 
 
@@ -190,8 +196,8 @@ def parse_recipe(tree: dict[str, Any], *, name: str = "recipe") -> Recipe:
     try:
         return TypeAdapter(Recipe).validate_python(tree)
     except ValidationError as error:
-        mistakes = [explain(detail, Recipe) for detail in error.errors()]
-        raise ConfigError(list_mistakes(mistakes, name)) from None
+        lines = explain_all(error.errors(), Recipe)
+        raise ConfigError(list_mistakes(lines, name, error.error_count())) from None
 
 
 def recipe_tree(recipe: Recipe) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ropepatch.training.environment import record_session
 from ropepatch.training.inputs import require_same_inputs
 from ropepatch.training.interrupts import InterruptCallback
 from ropepatch.training.loss_curve import LossCurveCallback, draw_loss_curve
-from ropepatch.training.models import load_model, load_tokenizer
+from ropepatch.training.models import check_lengths, load_model, load_tokenizer
 from ropepatch.training.out_of_memory import (
     IN_LOADING,
     explain_step,
@@ -199,6 +199,7 @@ def prepare(
     """
     recipe = run.recipe
     require_machine(recipe)
+    check_lengths(recipe)
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     set_seed(recipe.training.seed)

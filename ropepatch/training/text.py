@@ -41,6 +41,17 @@ class TextSource(Protocol):
         """What else the model is given with a sequence that is no plain text."""
 
 
+def token_counts(documents: Sequence[Tensor], needed: int) -> list[int]:
+    """Of each document. Raises DataError for a text that has not `needed` tokens in all."""
+    counts = [len(document) for document in documents]
+    if sum(counts) < needed:
+        raise DataError(
+            f"the text has {sum(counts)} tokens in all, and a sequence needs {needed}; give more text "
+            "or a shorter length"
+        )
+    return counts
+
+
 class Windows:
     """Windows of single documents, each as likely as any other."""
 
@@ -51,12 +62,12 @@ class Windows:
         self.documents = documents
         self.length = length
         self.window = window or length
-        windows = [max(0, len(document) - self.window + 1) for document in documents]
+        counts = token_counts(documents, self.window)
+        windows = [max(0, count - self.window + 1) for count in counts]
         if not any(windows):
-            longest = max((len(document) for document in documents), default=0)
             raise DataError(
                 f"no document fills a sequence of {self.window} tokens, the longest of "
-                f"{len(windows)} has {longest}; use a shorter length or longer documents"
+                f"{len(counts)} has {max(counts)}; use a shorter length or longer documents"
                 + (", or join several with data.packing" if self.window == length else "")
             )
         self._until = np.cumsum(windows)
