@@ -23,8 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from ropepatch import patch_model, planned_length
 from ropepatch.corpus import load_documents
 from ropepatch.evals import bootstrap_mean, paired_difference
-from ropepatch.evals.losses import batched_losses
 from ropepatch.evals.likelihoods import log_likelihoods
+from ropepatch.evals.losses import batched_losses
 from ropepatch.evals.statistics import Floats
 from ropepatch.evals.tasks import Place, Prompt, Source, task
 from ropepatch.evals.windows import Windows, held_out_windows

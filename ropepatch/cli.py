@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ropepatch import __version__
 from ropepatch.arguments import parse_arguments, parse_options
-from ropepatch.errors import ConfigError, ProcessError, RopepatchError, RopepatchWarning
+from ropepatch.errors import ProcessError, RopepatchError, RopepatchWarning
 from ropepatch.evaluation_arguments import add_compare, add_eval, add_lm_eval
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def lm_eval(options: argparse.Namespace) -> None:
     """EleutherAI's harness, which prints and writes what it always does."""
-    from ropepatch.evals.harness import run
+    from ropepatch.lm_eval_command import run
 
     run(options)
 

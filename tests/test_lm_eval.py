@@ -11,9 +11,8 @@ from tiny_models import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ropepatch import patch_model, save_pretrained
+from ropepatch import lm_eval_command, patch_model, save_pretrained
 from ropepatch.errors import ConfigError, DataError
-from ropepatch.evals import harness
 from ropepatch.evaluation_arguments import add_lm_eval
 
 needs_harness = pytest.mark.skipif(
@@ -69,7 +68,7 @@ def task(tmp_path):
 def run_harness(*arguments):
     parser = argparse.ArgumentParser()
     add_lm_eval(parser)
-    harness.run(parser.parse_args([str(argument) for argument in arguments]))
+    lm_eval_command.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
 def written_likelihoods(directory):
@@ -96,7 +95,7 @@ def request(kind, *arguments):
 
 
 def harness_model(*arguments, **settings):
-    from ropepatch.evals.harness_model import PatchedLM
+    from ropepatch.lm_eval_model import PatchedLM
 
     return PatchedLM(*map(str, arguments), device="cpu", **settings)
 

@@ -20,9 +20,9 @@ def run(options: argparse.Namespace) -> None:
             f"ropepatch lm-eval needs {error.name}, which is not installed; run pip install "
             "'ropepatch[lm-eval]'"
         ) from error
-    from ropepatch.evals import harness_model
+    from ropepatch import lm_eval_model
 
-    command = ["--model", harness_model.NAME, "--model_args", json.dumps(_model_args(options))]
+    command = ["--model", lm_eval_model.NAME, "--model_args", json.dumps(_model_args(options))]
     # lm_eval has no other entry point that takes all of its options.
     sys.argv = ["lm_eval", "run", *command, *options.harness]
     lm_eval.__main__.cli_evaluate()
