@@ -93,13 +93,45 @@ def test_retrieval_alone_is_an_improvement():
 
 
 def test_an_improvement_says_what_it_costs():
-    verdict = judge(BASE, patched(losses=(0.02, 0.02, 0.3, 0.6), noise=0.005))
+    base = made_evaluation("base", noise=0.001, **BROKEN_AT_LENGTH)
+    verdict = judge(base, patched(losses=(0.02, 0.02, 0.02, 0.02), noise=0.001))
     assert verdict.word == "improved"
     costs = [reason for reason in verdict.reasons if reason.startswith("cost: ")]
     assert costs[0].startswith("cost: loss within the trained 256 tokens: +0.0")
     assert costs[-1].startswith(
-        "cost: loss of the same tokens in 1024 against the base's in 256: +0."
+        "cost: loss of the same tokens in 1024 against the base's in 256: +0.0"
     )
+
+
+def test_values_found_in_text_that_is_not_read_any_more_are_no_improvement():
+    # As NTK ×4 on tiny-llama: below the base at 1024, and a nat above what the base had in 256.
+    base = made_evaluation("base", noise=0.001, **BROKEN_AT_LENGTH)
+    verdict = judge(base, patched(losses=(0.0, 0.0, 0.0, 0.9), noise=0.001))
+    assert verdict.word == "no evidence"
+    assert verdict.reasons[0].startswith(
+        "not counted, as the loss is too high: retrieval in 1024 tokens: +0."
+    )
+    assert verdict.reasons[-1].startswith(
+        "cost: loss of the same tokens in 1024 against the base's in 256: +0.89"
+    )
+
+
+def test_a_model_that_says_no_length_is_improved_up_to_where_its_loss_holds():
+    verdict = judge(BASE, patched(losses=(0.0, 0.0, 0.0, 0.9), noise=0.01, patch=None))
+    assert verdict.word == "improved"
+    assert verdict.reasons[0].startswith("better: retrieval in 512 tokens: +0.")
+    assert verdict.reasons[1].startswith(
+        "not counted, as the loss is too high: retrieval in 1024 tokens: +0."
+    )
+
+
+@pytest.mark.parametrize(("loss", "word"), [(0.02, "improved"), (0.05, "no evidence")])
+def test_a_loss_up_to_the_tolerance_contradicts_no_gain(loss, word):
+    # Of one document there is no interval, and the loss itself decides.
+    for documents in (1, 20):
+        base = made_evaluation("base", documents=documents, noise=0.0, **BROKEN_AT_LENGTH)
+        after = patched(losses=(0.0, 0.0, loss, loss), documents=documents, noise=0.0)
+        assert judge(base, after).word == word
 
 
 def test_a_score_that_rises_up_to_chance_is_no_improvement():

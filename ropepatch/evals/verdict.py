@@ -3,6 +3,10 @@
 Two families of one-sided tests, harms and gains, each held against 2.5 % after Holm's correction: two
 equal models are told apart in at most 1 of 20 comparisons. The unit is the document for losses and the
 prompt for scores.
+
+No gain counts that the loss contradicts: neither where the candidate's loss is surely above what the
+user had, nor anywhere if that is so at the length that its patch is made for. A model may find values
+again in text that it cannot read any more.
 """
 
 from collections.abc import Mapping
@@ -59,14 +63,23 @@ def judge(base: Evaluation, candidate: Evaluation) -> Verdict:
     differences = compare(base, candidate)
     harms, gains = _harms(base, candidate, differences), _gains(base, candidate, differences)
     harmed, gained = ([each for each in found if each.shown] for found in (harms, gains))
+    refuted = _refuted_lengths(base, candidate)
+    counted = [each for each in gained if each.length not in refuted]
     unused = unused_context(candidate)
     return Verdict(
         base=base.label,
         candidate=candidate.label,
-        word="regressed" if harmed else "improved" if gained else "no evidence",
+        word="regressed" if harmed else "improved" if counted else "no evidence",
         reasons=(
             *(
-                [*_reasons("worse", harmed), *_reasons("better", gained)]
+                [
+                    *_reasons("worse", harmed),
+                    *_reasons("better", counted),
+                    *_reasons(
+                        "not counted, as the loss is too high",
+                        [each for each in gained if each not in counted],
+                    ),
+                ]
                 or _without_evidence(base, harms, gains)
             ),
             *(_costs(base, candidate, differences) if gained and not harmed else ()),
@@ -143,6 +156,19 @@ def _gains(base: Evaluation, candidate: Evaluation, differences: Comparison) -> 
     return _corrected(tested)
 
 
+def _refuted_lengths(base: Evaluation, candidate: Evaluation) -> set[int]:
+    """Where no gain counts; all lengths if the loss is too high at the one that the patch is for."""
+    refuted = {
+        length for length in _beyond(base) if _is_too_high(extension_gain(base, candidate, length))
+    }
+    return set(_beyond(base)) if candidate.extended_length in refuted else refuted
+
+
+def _is_too_high(gain: Interval) -> bool:
+    """Whether a loss is surely more than kept, or, of one document, whether it is; or is no number."""
+    return not (gain.low if gain.bounded else gain.value) <= PRICE_TOLERANCE
+
+
 def _change(before: Floats, after: Floats) -> Floats:
     """`after` minus `before`, where a model that gives no numbers is worse than any that does."""
     return bounded(after) - bounded(before)
@@ -184,7 +210,7 @@ def _reasons(change: str, findings: list[Finding]) -> list[str]:
 
 
 def _costs(base: Evaluation, candidate: Evaluation, differences: Comparison) -> list[str]:
-    """What an improvement costs: losses above those that the user had."""
+    """What stands beside a gain: losses above those that the user had."""
     made_for = candidate.extended_length or base.lengths[-1]
     costs = {f"loss within the trained {base.trained_length} tokens": differences.within_trained}
     for length in [length for length in _beyond(base) if length <= made_for]:
