@@ -125,6 +125,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="such as training.max_steps=10"
     )
+    parser.set_defaults(intermixed="overrides")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--dry-run",

@@ -28,11 +28,17 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--factors", default="4", metavar="2,4,8", help="of every method (4)")
     _add_measurement(parser)
+    parser.set_defaults(intermixed="models")
 
 
 def _add_measurement(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--tasks", default="", help="ppl, passkey, needle, kv, niah, ruler, … (kv, or else needle)")
+    add(
+        "--tasks",
+        default="",
+        metavar="kv,ruler",
+        help="ppl, passkey, needle, kv, niah, ruler, … (kv, or else needle)",
+    )
     add("--mode", choices=("forced_choice", "teacher_forced", "generate"), help="of taking answers")
     add("--questions", action="append", default=[], metavar="qa_1=FILE", help="SQuAD or HotpotQA")
     add(
@@ -40,7 +46,7 @@ def _add_measurement(parser: argparse.ArgumentParser) -> None:
     )
     add("--stride", type=int, help="tokens between windows, where the protocol slides")
     add("--data", default="stdlib", help="text file or directory (stdlib)")
-    add("--lengths", type=int, nargs="+", help="tokens, more than 64 (1, 2, 4, 8 times trained)")
+    add("--lengths", default="", metavar="512,1024", help="tokens (1, 2, 4, 8 times trained)")
     add("--windows", type=int, default=50, help="held-out windows (50)")
     add("--prompts", type=int, default=64, help="per task and length (64)")
     add("--bos", action="store_true", help="start windows and prompts with BOS")
@@ -59,12 +65,20 @@ def _add_measurement(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, help="directory for results; a killed run goes on there (out/…)")
 
 
-def parse_factor(text: str) -> float:
-    """One of --factors."""
+def parse_factors(text: str) -> list[float]:
+    """`"2,4"` → `[2.0, 4.0]`"""
     try:
-        return float(text)
+        return [float(part) for part in text.split(",") if part]
     except ValueError:
         raise ConfigError(f"--factors takes numbers such as 2,4,8; found {text!r}") from None
+
+
+def parse_lengths(text: str) -> list[int]:
+    """`"512,1024"` → `[512, 1024]`"""
+    try:
+        return [int(part) for part in text.split(",") if part]
+    except ValueError:
+        raise ConfigError(f"--lengths takes tokens such as 512,1024; found {text!r}") from None
 
 
 def parse_questions(texts: list[str]) -> dict[str, Path]:

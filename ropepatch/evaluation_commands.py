@@ -5,16 +5,43 @@ import hashlib
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ropepatch.errors import ConfigError
-from ropepatch.evaluation_arguments import parse_factor, parse_questions
-
-if TYPE_CHECKING:
-    from ropepatch.evals import Evaluation, Plan
-    from ropepatch.evals.candidates import Candidate, Tell
-    from ropepatch.evals.perplexity_plan import PerplexityPlan
-    from ropepatch.evals.sampling import Counts
+from ropepatch import __version__
+from ropepatch.adapters.pretrained import pretrained_model
+from ropepatch.corpus import RetrievalVocabulary, load_documents
+from ropepatch.description import require_length
+from ropepatch.errors import ConfigError, DataError, UnsupportedModelError
+from ropepatch.evals import Evaluation, Plan, plan_evaluation, print_table, write_report
+from ropepatch.evals.candidates import (
+    Candidate,
+    Tell,
+    check_adapter,
+    measure_candidates,
+    method_candidates,
+)
+from ropepatch.evals.ledger import protocol_settings
+from ropepatch.evals.perplexity_plan import PerplexityPlan, plan_perplexity
+from ropepatch.evals.results import write_results
+from ropepatch.evals.runner import work_left
+from ropepatch.evals.samples import Samples, SampleStore, read_manifest
+from ropepatch.evals.sampling import (
+    PILOT,
+    TIMED,
+    Counts,
+    counts_for_time,
+    counts_for_width,
+    parse_time,
+    require_width,
+)
+from ropepatch.evals.scored_tokens import reading_left
+from ropepatch.evals.verdict import judge
+from ropepatch.evals.verdict_table import print_perplexities, print_verdicts
+from ropepatch.evals.windows import window_rooms
+from ropepatch.evaluation_arguments import parse_factors, parse_lengths, parse_questions
+from ropepatch.patch import mechanism_of
+from ropepatch.terminal import ShareProgress, silence_transformers
+from ropepatch.training.pretrained import open_model, open_tokenizer
 
 _MULTIPLES = (1, 2, 4, 8)  #: of the trained length, measured where --lengths does not say
 _TARGETS = 64  #: tokens at the end of each window that are scored at every length
@@ -30,13 +57,6 @@ class _Run:
     """One base, its candidates, and what is read of them. Everything is checked before it is run."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from ropepatch.adapters.pretrained import pretrained_model
-        from ropepatch.corpus import load_documents
-        from ropepatch.description import require_length
-        from ropepatch.evals.sampling import parse_time, require_width
-        from ropepatch.terminal import silence_transformers
-        from ropepatch.training.pretrained import open_model, open_tokenizer
-
         silence_transformers()
         self.options = options
         self.seconds = None if options.budget is None else parse_time(options.budget)
@@ -46,7 +66,6 @@ class _Run:
         self.command = "compare" if len(options.models) > 1 or options.methods else "eval"
         self.directory: Path = options.output or Path("out", self.command, Path(self.name).name)
         _require_directory(self.directory)
-        self.load = open_model
         self.tokenizer = open_tokenizer(self.name)
         self.base = open_model(self.name)
         self.root = pretrained_model(self.base)
@@ -60,11 +79,6 @@ class _Run:
 
     def run(self) -> None:
         """Measure, judge, print, write."""
-        from ropepatch.evals import print_table, write_report
-        from ropepatch.evals.results import write_results
-        from ropepatch.evals.verdict import judge
-        from ropepatch.evals.verdict_table import print_perplexities, print_verdicts
-
         stages, plan = self._measure()
         verdicts = [judge(stages[0], stage) for stage in stages[1:]]
         results = write_results(stages, verdicts, self.directory)
@@ -83,11 +97,7 @@ class _Run:
         title = f"{stages[0].label}, {done}"
         print(write_report(stages, differences, self.directory, title=title, verdicts=verdicts))
 
-    def _measure(self) -> "tuple[list[Evaluation], Plan]":
-        from ropepatch.evals.candidates import measure_candidates
-        from ropepatch.evals.samples import SampleStore
-        from ropepatch.terminal import ShareProgress
-
+    def _measure(self) -> tuple[list[Evaluation], Plan]:
         with ShareProgress(f"measure {self.name}") as progress:
 
             def tell(label: str, share: float) -> None:
@@ -101,17 +111,14 @@ class _Run:
                 self.base,
                 self.candidates,
                 plan,
-                self.load,
+                open_model,
                 perplexity=self.perplexity,
                 tell=tell,
                 samples=store.candidate,
             )
         return stages, plan
 
-    def _candidates(self) -> "list[Candidate]":
-        from ropepatch.evals.candidates import Candidate, check_adapter, method_candidates
-        from ropepatch.training.pretrained import open_tokenizer
-
+    def _candidates(self) -> list[Candidate]:
         found = [Candidate(_label(self.name))]
         for source in self.options.models[1:]:
             candidate = Candidate(_label(source), source=source)
@@ -124,7 +131,7 @@ class _Run:
                 )
             found.append(candidate)
         methods = [name for name in self.options.methods.split(",") if name]
-        factors = [parse_factor(text) for text in self.options.factors.split(",") if text]
+        factors = parse_factors(self.options.factors)
         found += method_candidates(self.base, methods, factors, self.trained)
         labels = [candidate.label for candidate in found]
         if len(set(labels)) < len(labels):
@@ -133,9 +140,6 @@ class _Run:
 
     def _tasks(self) -> list[str]:
         """Those that were asked for; else key–value retrieval, or needles without its tokens."""
-        from ropepatch.corpus import RetrievalVocabulary
-        from ropepatch.errors import DataError
-
         if self.options.tasks:
             return [name for name in self.options.tasks.split(",") if name]
         try:
@@ -146,22 +150,15 @@ class _Run:
 
     def _lengths(self) -> list[int]:
         """Ascending. Lengths that no document holds are left out, and that is said."""
-        from ropepatch.evals.windows import window_room
+        asked = parse_lengths(self.options.lengths) or [self.trained * n for n in _MULTIPLES]
+        self.rooms = window_rooms(self.documents, self.tokenizer, sorted(set(asked)), _TARGETS)
+        held = [length for length, room in self.rooms.items() if room]
+        missing = [length for length, room in self.rooms.items() if not room]
+        if missing:
+            print(f"missing: no document of {self.options.data} has {missing[0]} tokens")
+        return held or missing
 
-        asked = self.options.lengths or [self.trained * multiple for multiple in _MULTIPLES]
-        held = [
-            length
-            for length in sorted(set(asked))
-            if window_room(self.documents, self.tokenizer, length, _TARGETS)
-        ]
-        self.missing = sorted(set(asked) - set(held))
-        if self.missing:
-            print(f"missing: no document of {self.options.data} has {self.missing[0]} tokens")
-        return held or sorted(set(asked))
-
-    def _perplexity_plan(self) -> "PerplexityPlan | None":
-        from ropepatch.evals.perplexity_plan import plan_perplexity
-
+    def _perplexity_plan(self) -> PerplexityPlan | None:
         if "ppl" not in self.tasks:
             if self.options.protocol or self.options.stride:
                 raise ConfigError("--protocol and --stride are of the task ppl; add it to --tasks")
@@ -182,9 +179,6 @@ class _Run:
 
     def _check_positions(self) -> None:
         """A table of positions ends where it ends, whatever is asked for."""
-        from ropepatch.errors import UnsupportedModelError
-        from ropepatch.patch import mechanism_of
-
         try:
             mechanism_of(self.root)
         except UnsupportedModelError:
@@ -194,47 +188,39 @@ class _Run:
                     f"asked for; give --lengths up to {self.trained}"
                 ) from None
 
-    def _counts(self, tell: "Tell") -> "Counts":
+    def _counts(self, tell: Tell) -> Counts:
         """As given, or from a pilot, or as an earlier part of this run fixed them."""
-        from ropepatch.evals.candidates import measure_candidates
-        from ropepatch.evals.samples import read_manifest
-        from ropepatch.evals.sampling import (
-            PILOT,
-            Counts,
-            counts_for_time,
-            counts_for_width,
-        )
-        from ropepatch.evals.windows import window_room
-
         options = self.options
         if options.ci is None and options.budget is None:
             return Counts(options.windows, options.prompts)
         fixed = (read_manifest(self.directory) or {}).get("measured", {})
         if fixed.get("sampling") == self._sampling():
             return Counts(fixed["windows"], fixed["prompts"])
-        room = window_room(self.documents, self.tokenizer, self.lengths[-1], _TARGETS)
-        started = time.perf_counter()
-        tried = self.candidates[:1] if self.seconds else self.candidates[:2]
+        room = self.rooms[self.lengths[-1]]
+        if self.seconds is not None:
+            return self._counts_for_time(self.seconds, tell, room)
         plan = self._plan(Counts(min(PILOT, room), PILOT))
         pilot = measure_candidates(
-            self.base,
-            tried,
-            plan,
-            self.load,
-            tell=lambda label, share: tell(f"pilot: {label}", 0.0),
+            self.base, self.candidates[:2], plan, open_model, tell=_of_pilot(tell)
         )
-        if self.seconds is not None:
-            taken = time.perf_counter() - started
-            return counts_for_time(self.seconds, taken, len(self.candidates), room)
         other = pilot[1] if len(pilot) > 1 else None
         return counts_for_width(pilot[0], other, options.ci, room)
+
+    def _counts_for_time(self, seconds: float, tell: Tell, room: int) -> Counts:
+        """What is left of the time, at the pace of a pilot of every model."""
+        plan = self._plan(Counts(min(TIMED, room), TIMED))
+        started = time.perf_counter()
+        measure_candidates(self.base, self.candidates, plan, open_model, tell=_of_pilot(tell))
+        taken = time.perf_counter() - started
+        nothing = Samples("pilot")
+        reading = 0.0 if self.perplexity is None else reading_left(self.perplexity, nothing)
+        once = taken * (1 + reading / work_left(plan, nothing))
+        return counts_for_time(seconds, taken / min(TIMED, room), once, room)
 
     def _sampling(self) -> dict[str, float | str | None]:
         return {"ci": self.options.ci, "budget": self.options.budget}
 
-    def _plan(self, counts: "Counts") -> "Plan":
-        from ropepatch.evals import plan_evaluation
-
+    def _plan(self, counts: Counts) -> Plan:
         return plan_evaluation(
             self.tokenizer,
             self.documents,
@@ -251,10 +237,7 @@ class _Run:
             lead="\n# " if self.options.data == "stdlib" else "\n",
         )
 
-    def _manifest(self, plan: "Plan", counts: "Counts") -> dict[str, Any]:
-        from ropepatch import __version__
-        from ropepatch.evals.ledger import protocol_settings
-
+    def _manifest(self, plan: Plan, counts: Counts) -> dict[str, Any]:
         measured = {
             **protocol_settings(plan.protocol, plan.windows),
             **asdict(counts),
@@ -269,10 +252,15 @@ class _Run:
             "protocol": plan.digest(),
         }
 
-    def _fingerprint(self, candidate: "Candidate") -> str:
+    def _fingerprint(self, candidate: Candidate) -> str:
         """Changes when another model is at the same place."""
         files = _files(candidate.source or self.name)
         return hashlib.sha256(repr((asdict(candidate), files)).encode()).hexdigest()[:16]
+
+
+def _of_pilot(tell: Tell) -> Tell:
+    """Shows what runs beforehand, as none of the work."""
+    return lambda label, share: tell(f"pilot: {label}", 0.0)
 
 
 def _label(source: str) -> str:

@@ -26,7 +26,7 @@ def corpus(base):
 
 @pytest.fixture
 def measured(corpus, tmp_path):
-    few = ["--lengths", "80", "128", "--windows", "6", "--prompts", "4"]
+    few = ["--lengths", "80,128", "--windows", "6", "--prompts", "4"]
     return [*few, "--data", str(corpus), "--output", str(tmp_path / "out")]
 
 
@@ -84,6 +84,23 @@ def test_adapters_and_checkpoints_are_compared_to_their_base(base, measured, tmp
     assert "has no ropepatch.json, so the patch that the adapter was trained on is unknown" in said
 
 
+def test_models_are_read_behind_options_too(base, measured, tmp_path):
+    run("patch", base, tmp_path / "yarned")
+    run("compare", base, *measured, tmp_path / "yarned")
+    assert [each["candidate"] for each in results(tmp_path)["verdicts"]] == ["yarned"]
+
+
+def test_lengths_are_separated_by_commas(base, measured, capsys):
+    said = refused(capsys, "eval", base, *measured, "--lengths", "80 128")
+    assert "--lengths takes tokens such as 512,1024; found '80 128'" in said
+
+
+def test_eval_takes_one_model(base, measured, capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", str(base), *measured, str(base)])
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
 def test_another_protocol_in_the_same_directory_is_refused(base, measured, capsys):
     run("eval", base, *measured)
     said = refused_now(capsys, "eval", base, *measured, "--seed", "1")
@@ -117,8 +134,27 @@ def test_an_interval_is_reached_by_counts_that_are_fixed_once(base, measured, tm
     run("eval", base, *measured, "--ci", "0.2")
 
 
+def test_a_budget_counts_every_candidate(base, measured, tmp_path):
+    run(
+        "compare",
+        base,
+        "--methods",
+        "yarn",
+        "--tasks",
+        "kv,ppl",
+        "--stride",
+        "16",
+        *measured,
+        "--budget",
+        "20s",
+    )
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())["measured"]
+    assert manifest["sampling"] == {"ci": None, "budget": "20s"}
+    assert manifest["windows"] >= 8
+
+
 def test_lengths_that_no_document_holds_are_missing(base, measured, tmp_path, capsys):
-    run("eval", base, *measured, "--lengths", "80", "1000000")
+    run("eval", base, *measured, "--lengths", "80,1000000")
     assert "missing: no document of" in capsys.readouterr().out
     assert set(results(tmp_path)["results"]["kv"]) == {"alias", "80,none", "80_stderr,none"}
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from functools import cache
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,6 @@ from ropepatch.errors import ConfigError, DataError, LengthError
 from ropepatch.evals.answers import (
     Answer,
     answer_prompts,
-    score_prompts,
     string_match_all,
     string_match_part,
     task_scores,
@@ -88,8 +88,14 @@ class Guesser(Copier):
         return torch.rand(VOCABULARY, generator=torch.Generator().manual_seed(hash(tuple(ids))))
 
 
+def score_prompts(model, tokenizer, asked, mode="forced_choice"):
+    batches = answer_prompts(model, tokenizer, asked, mode=mode)
+    answers = sorted(chain.from_iterable(batches), key=lambda answer: answer.number)
+    return task_scores(asked, answers, mode), answers
+
+
 def scored(model, asked, mode="forced_choice"):
-    return score_prompts(model, byte_level(), asked, mode=mode, beyond_length=True)[0]
+    return score_prompts(model, byte_level(), asked, mode=mode)[0]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -242,15 +248,6 @@ def test_encoder_decoder_models_answer_needles_and_keys():
     assert scored(bundled("tiny-t5"), prompts("kv", 256, 4)).scores.shape == (4,)
 
 
-def test_longer_prompts_than_the_model_is_for_are_refused_unless_asked_for():
-    with pytest.raises(
-        LengthError, match="prompts of 512 tokens are asked of a model for 256; patch it"
-    ):
-        score_prompts(bundled(), byte_level(), prompts(length=512, count=1))
-    with patched(bundled(), "yarn", 2) as model:
-        score_prompts(model, byte_level(), prompts(length=512, count=1))
-
-
 def test_a_model_without_positions_for_a_length_is_refused_in_any_case():
     model = GPT2LMHeadModel(
         GPT2Config(vocab_size=VOCABULARY, n_positions=128, n_embd=16, n_layer=1, n_head=2)
@@ -269,7 +266,7 @@ def test_prompts_without_wrong_answers_are_no_choice():
 
 def test_scores_are_made_again_from_stored_answers_in_any_order():
     asked = prompts()
-    scores, answers = score_prompts(Copier(), byte_level(), asked, beyond_length=True)
+    scores, answers = score_prompts(Copier(), byte_level(), asked)
     stored = [Answer(**json.loads(json.dumps(asdict(answer)))) for answer in reversed(answers)]
     again = task_scores(asked, stored, "forced_choice")
     for name in ("scores", "gains", "depths", "distances"):
@@ -280,7 +277,7 @@ def test_scores_are_made_again_from_stored_answers_in_any_order():
 @pytest.mark.parametrize("spoil", ["missing", "another prompt", "another mode"])
 def test_answers_to_other_prompts_are_refused(spoil):
     asked = prompts()
-    answers = score_prompts(Copier(), byte_level(), asked, beyond_length=True)[1]
+    answers = score_prompts(Copier(), byte_level(), asked)[1]
     changed = {"another prompt": {"prompt": "0"}, "another mode": {"mode": "generate"}}
     first = [] if spoil == "missing" else [replace(answers[0], **changed[spoil])]
     with pytest.raises(DataError, match=r"prompts numbered \[0\] have none by forced_choice"):
@@ -290,10 +287,5 @@ def test_answers_to_other_prompts_are_refused(spoil):
 def test_every_prompt_is_answered_once_whatever_its_shape():
     asked = prompts("cwe", 1300, 6)
     assert len({len(prompt.input_ids) for prompt in asked}) > 1
-    batches = list(answer_prompts(Guesser(), byte_level(), asked, beyond_length=True))
+    batches = list(answer_prompts(Guesser(), byte_level(), asked))
     assert sorted(answer.number for batch in batches for answer in batch) == [*range(6)]
-    ticks = []
-    score_prompts(
-        Guesser(), byte_level(), asked, beyond_length=True, tick=lambda *t: ticks.append(t)
-    )
-    assert sum(sequences for sequences, _ in ticks) == 6

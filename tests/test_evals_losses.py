@@ -18,7 +18,7 @@ from ropepatch.evals.losses import (
     run_ends,
     token_losses,
 )
-from ropepatch.evals.windows import held_out_windows
+from ropepatch.evals.windows import held_out_windows, plain_tokens
 
 LENGTHS = (32, 64, 128)
 
@@ -161,7 +161,7 @@ def test_windows_are_text_of_the_documents_that_they_name(windows, tokenizer):
 def test_no_token_is_a_target_twice(tokenizer):
     long = [prose("long", 700, 9)]
     cut = held_out_windows(long, tokenizer, longest=64, count=20, targets=16)
-    (text,) = cut.texts
+    (text,) = plain_tokens(long, tokenizer)
     ends = [
         end
         for end in range(64, len(text) + 1)

@@ -14,7 +14,6 @@ from ropepatch import patched
 from ropepatch.corpus import Document
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.evals.perplexity import (
-    marginal_perplexity,
     measure_perplexity,
     perplexity_difference,
 )
@@ -135,19 +134,6 @@ def test_a_dynamic_methods_loss_between_lengths_is_of_the_longer_pass(model, tok
             with torch.no_grad():
                 losses.append(model(window, labels=labels, use_cache=False).loss.item())
     assert results[-1].loss.value == pytest.approx(np.mean(losses), abs=1e-5)
-
-
-# Of jquesnelle/yarn's data/proofpile-long-small.csv: the mean over a prefix hides what its end does.
-@pytest.mark.parametrize(
-    ("shorter", "longer", "marginal"),
-    [
-        ((65536, 2.406718254), (131072, 2.539400101), 2.679),  # CodeLlama-13b: +5 % in the mean
-        ((32768, 2.626380444), (65536, 2.406718254), 2.205),
-        ((65536, 2.453372717), (131072, 2.372046709), 2.293),  # Yarn-Llama-2-7b-128k: "improves"
-    ],
-)
-def test_perplexity_between_two_published_lengths(shorter, longer, marginal):
-    assert marginal_perplexity(shorter, longer) == pytest.approx(marginal, abs=6e-4)
 
 
 @pytest.mark.parametrize("protocol", sorted(PROTOCOLS.keys() - {"longlora"}))

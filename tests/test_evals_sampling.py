@@ -16,7 +16,7 @@ from ropepatch.evals.sampling import (
     parse_time,
 )
 from ropepatch.evals.verdict import extension_gain
-from ropepatch.evals.windows import held_out_windows, window_room
+from ropepatch.evals.windows import held_out_windows, window_rooms
 
 
 def test_prompts_follow_the_binomial_variance():
@@ -59,16 +59,16 @@ def test_a_width_that_is_none_is_refused(half):
         counts_for_width(made_evaluation(), None, half, 10)
 
 
-def test_time_is_shared_by_the_models():
-    # 16 of each took 10 s; 590 s are left, for 2 models 295 s each: 29.5 times as many.
-    assert counts_for_time(600, 10, 2, 1000) == Counts(472, 472)
-    assert counts_for_time(600, 10, 2, 100) == Counts(100, 472)
+def test_counts_fill_the_time_that_is_left():
+    # 20 s are spent; of 580 s, 1.25 s for each window and prompt of all models: 464.
+    assert counts_for_time(600, 1.25, 20, 1000) == Counts(464, 464)
+    assert counts_for_time(600, 1.25, 20, 100) == Counts(100, 464)
 
 
 def test_a_budget_below_the_least_is_refused_with_what_is_needed():
-    # The pilot's 10 s, and half as many windows for 2 models: 10 s more.
+    # 10 s before, and 8 of each at 1.25 s.
     with pytest.raises(ConfigError, match="take about 20s"):
-        counts_for_time(15, 10, 2, 1000)
+        counts_for_time(15, 1.25, 10, 1000)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400)])
@@ -94,7 +94,7 @@ def test_windows_of_a_smaller_count_are_among_those_of_a_larger():
         cut = held_out_windows(documents, tokenizer, longest=64, count=count, targets=16)
         return {row.tobytes() for row in cut.input_ids.numpy()}
 
-    room = window_room(documents, tokenizer, 64, 16)
+    room = window_rooms(documents, tokenizer, [64], 16)[64]
     sizes = [1, 2, 5, 12, room]
     cut = [windows(count) for count in sizes]
     assert [len(some) for some in cut] == sizes

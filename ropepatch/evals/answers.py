@@ -17,11 +17,10 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from ropepatch.adapters.pretrained import pretrained_model, trained_length
 from ropepatch.errors import ConfigError, DataError, LengthError
 from ropepatch.evals.ledger import Mode
 from ropepatch.evals.likelihoods import answer_log_probs, log_likelihoods, of_tokens
-from ropepatch.evals.losses import TOKENS_PER_BATCH, Tick, no_tick
+from ropepatch.evals.losses import TOKENS_PER_BATCH
 from ropepatch.evals.tasks import Prompt, TaskScores, task
 from ropepatch.evals.tasks.prompt import digest
 from ropepatch.verification import evaluation_mode
@@ -58,15 +57,12 @@ def answer_prompts(
     prompts: Sequence[Prompt],
     *,
     mode: Mode = "forced_choice",
-    beyond_length: bool = False,
 ) -> Iterator[list[Answer]]:
     """Answers, batch by batch; prompts of one length share batches, so they come in another order.
 
-    Raises LengthError for prompts that are longer than the model is for, unless `beyond_length`, and
-    ConfigError for a task that has nothing to choose from.
+    Raises LengthError where a model has no positions for a prompt, ConfigError for a task that has
+    nothing to choose from.
     """
-    if not beyond_length:
-        require_length(model, max(prompt.length for prompt in prompts))
     if mode == "forced_choice" and not all(len(prompt.candidates) > 1 for prompt in prompts):
         raise ConfigError(
             f"{prompts[0].task} has no wrong answers to choose from; use generate or teacher_forced"
@@ -82,24 +78,6 @@ def answer_prompts(
                     "to what it was trained to"
                 ) from error
         yield answers
-
-
-def score_prompts(
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Prompt],
-    *,
-    mode: Mode = "forced_choice",
-    beyond_length: bool = False,
-    tick: Tick = no_tick,
-) -> tuple[TaskScores, list[Answer]]:
-    """Scores of one task at one length, and its answers in the order of the prompts."""
-    answers: list[Answer] = []
-    for batch in answer_prompts(model, tokenizer, prompts, mode=mode, beyond_length=beyond_length):
-        answers += batch
-        tick(len(batch), prompts[0].length)
-    answers.sort(key=lambda answer: answer.number)
-    return task_scores(prompts, answers, mode), answers
 
 
 def task_scores(prompts: Sequence[Prompt], answers: Iterable[Answer], mode: Mode) -> TaskScores:
@@ -136,16 +114,6 @@ def string_match_all(answer: str, references: Sequence[str]) -> float:
 def string_match_part(answer: str, references: Sequence[str]) -> float:
     """RULER's score of questions: whether an answer contains any reference."""
     return float(any(reference.lower() in answer.lower() for reference in references))
-
-
-def require_length(model: PreTrainedModel, length: int) -> None:
-    """Raises LengthError unless the model is for as many tokens, by its config."""
-    allowed = trained_length(pretrained_model(model))
-    if allowed is not None and length > allowed:
-        raise LengthError(
-            f"prompts of {length} tokens are asked of a model for {allowed}; patch it for {length}, use "
-            "shorter lengths, or ask for what it does beyond its length (beyond_length=True)"
-        )
 
 
 def _or_nan(values: Iterable[float | None]) -> NDArray[np.float64]:

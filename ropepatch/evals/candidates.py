@@ -6,6 +6,7 @@ Only the base and one other model are loaded at a time; methods and adapters use
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -17,13 +18,16 @@ from ropepatch.evals.evaluation import Evaluation
 from ropepatch.evals.perplexity import measure_perplexity
 from ropepatch.evals.perplexity_plan import PerplexityPlan
 from ropepatch.evals.plan import Plan
-from ropepatch.evals.runner import measure
+from ropepatch.evals.runner import measure, work_left
 from ropepatch.evals.samples import Samples
+from ropepatch.evals.scored_tokens import reading_left
 from ropepatch.methods.registry import method_class
 from ropepatch.patch import list_methods, patch_info, patched, unpatch_model
 
 Load = Callable[[str], nn.Module]  #: a model from a checkpoint's directory or name
-Tell = Callable[[str, float], None]  #: told what is measured, and the share of all that is done
+Tell = Callable[
+    [str, float], None
+]  #: told what is measured, and the share of the work that is done
 
 
 @dataclass(frozen=True)
@@ -93,24 +97,32 @@ def measure_candidates(
     samples: Callable[[str], Samples] = Samples,
 ) -> list[Evaluation]:
     """Each in turn, by the same plans; what `samples` has of one is not measured again."""
+    kept = [samples(candidate.label) for candidate in candidates]
+    left = [
+        (work_left(plan, rows), 0.0 if perplexity is None else reading_left(perplexity, rows))
+        for rows in kept
+    ]
+    total, done = sum(map(sum, left)), 0.0
     stages = []
-    parts = 1 if perplexity is None else 2
-    for number, candidate in enumerate(candidates):
-
-        def progress(share: float, part: int = 0, label: str = candidate.label) -> None:
-            tell(label, (number + (part + share) / parts) / len(candidates))  # noqa: B023
-
-        rows = samples(candidate.label)
+    for candidate, rows, (own, reading) in zip(candidates, kept, left, strict=True):
+        share_of = partial(_teller, tell, candidate.label, total)
         with candidate.opened(base, load, plan.protocol.trained_length) as model:
             root = pretrained_model(model)
-            stage = measure(root, plan, candidate.label, progress, rows)
+            stage = measure(root, plan, candidate.label, share_of(done, own), rows)
             if perplexity is not None:
-                found = measure_perplexity(
-                    root, perplexity, store=rows, progress=lambda share: progress(share, 1)
-                )
+                progress = share_of(done + own, reading)
+                found = measure_perplexity(root, perplexity, store=rows, progress=progress)
                 stage = replace(stage, perplexities=tuple(found))
+        done += own + reading
         stages.append(stage)
     return stages
+
+
+def _teller(
+    tell: Tell, label: str, total: float, before: float, work: float
+) -> Callable[[float], None]:
+    """Turns the share of a part into that of the `total` work."""
+    return lambda share: tell(label, (before + share * work) / total if total else 1.0)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from ropepatch.errors import ConfigError
 from ropepatch.evals.perplexity import DocumentScore, Perplexity
 from ropepatch.evals.perplexity_plan import PerplexityPlan
 from ropepatch.evals.protocols import PROTOCOLS, Window, cut_sliding
-from ropepatch.evals.scored_tokens import Losses, LossStore, ScoredTokens, score_tokens
+from ropepatch.evals.samples import Samples
+from ropepatch.evals.scored_tokens import Losses, ScoredTokens, score_tokens
 from ropepatch.evals.texts import Text
 
 NAME = "long-ppl"
@@ -41,7 +42,7 @@ def find_key_tokens(
     trained_length: int,
     short_length: int | None = None,
     step: int | None = None,
-    store: LossStore | None = None,
+    store: Samples | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> KeyTokens:
     """The tokens that `judge` knows by `trained_length` tokens of context, and not by `short_length`.

@@ -49,7 +49,7 @@ def share_ticker(total: float, progress: Callable[[float], None]) -> Tick:
     def tick(sequences: int, length: int) -> None:
         nonlocal done
         done += work(sequences, length)
-        progress(min(1.0, done / total))
+        progress(min(1.0, done / total) if total else 1.0)
 
     return tick
 
@@ -152,14 +152,14 @@ def batched_losses(
     keep = length - 1 if keep is None else keep
     out = torch.full((len(input_ids), keep), math.nan) if out is None else out
     per_batch = max(1, TOKENS_PER_BATCH // length)
-    # The same batches whatever is done: the last bits of a loss depend on its neighbours.
     for batch, rows in zip(input_ids.split(per_batch), out.split(per_batch), strict=True):
+        # Whole batches whatever is done: the last bits of a loss depend on its neighbours.
         if rows.isnan().any():
             # Not inference_mode: a module that caches what it computes may be trained afterwards.
             with torch.no_grad():
                 losses = token_losses(model, batch, keep=keep, head=head)
             rows.copy_(losses.nan_to_num(nan=math.inf, posinf=math.inf))
-        tick(len(batch), length)
+            tick(len(batch), length)
     return out
 
 

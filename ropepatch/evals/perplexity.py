@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from ropepatch.errors import DataError
+from ropepatch.evals.as_json import interval_json
 from ropepatch.evals.evaluation import Json
 from ropepatch.evals.perplexity_plan import PerplexityPlan
 from ropepatch.evals.protocols import Window
-from ropepatch.evals.scored_tokens import Losses, LossStore, ScoredTokens, score_tokens
+from ropepatch.evals.samples import Samples
+from ropepatch.evals.scored_tokens import Losses, ScoredTokens, score_tokens
 from ropepatch.evals.statistics import Interval, bootstrap_ratio
 
 
@@ -94,9 +96,9 @@ class Perplexity:
             "after": self.after,
             "digest": self.digest,
             "one_pass": self.one_pass,
-            "loss": _interval_json(self.loss),
-            "perplexity": _interval_json(self.perplexity),
-            "bits_per_byte": _interval_json(self.bits_per_byte),
+            "loss": interval_json(self.loss),
+            "perplexity": interval_json(self.perplexity),
+            "bits_per_byte": interval_json(self.bits_per_byte),
             "scored_tokens": self.scored_tokens,
             "mean_context": self.mean_context,
             "documents": len(self.present),
@@ -111,7 +113,7 @@ def measure_perplexity(
     model: PreTrainedModel,
     plan: PerplexityPlan,
     *,
-    store: LossStore | None = None,
+    store: Samples | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> list[Perplexity]:
     """Perplexity at every length of a plan, see `perplexities`; errors are those of `score_tokens`."""
@@ -142,12 +144,6 @@ def perplexity_difference(before: Perplexity, after: Perplexity) -> Interval | N
         )
     pairs = zip(before.present, after.present, strict=True)
     return _ratio([(second.total - first.total, first.weight) for first, second in pairs])
-
-
-def marginal_perplexity(shorter: tuple[int, float], longer: tuple[int, float]) -> float:
-    """Of the tokens between two (length, perplexity) of a published curve over prefixes."""
-    (few, low), (many, high) = shorter, longer
-    return math.exp((many * math.log(high) - few * math.log(low)) / (many - few))
 
 
 def _perplexity(scored: ScoredTokens, length: int, after: int) -> Perplexity:
@@ -216,12 +212,6 @@ def _in_words(result: Perplexity) -> str:
         f"{result.protocol!r} at {result.length} tokens{after} of {len(result.names)} documents "
         f"({result.digest})"
     )
-
-
-def _interval_json(interval: Interval | None) -> Json:
-    if interval is None:
-        return None
-    return {name: _finite(value) for name, value in asdict(interval).items()}
 
 
 def _finite(value: float) -> float | None:

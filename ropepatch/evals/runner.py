@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,7 +97,7 @@ def _measure(
     longest, edges = protocol.lengths[-1], bin_edges(protocol.lengths)
     one_pass = not length_dependent and one_pass_is_exact(model, windows, longest, head=head)
     ends = run_ends(model, edges, protocol.targets, one_pass=one_pass)
-    tick = share_ticker(_work(plan, ends[1:]), progress)
+    tick = share_ticker(work_left(plan, samples, ends[1:]), progress)
 
     def rows(what: str, columns: int) -> Tensor:
         return torch.from_numpy(samples.losses(what, (len(windows.documents), columns)))
@@ -160,10 +161,10 @@ def _ask(
     done = {answer.number for answer in samples.answers(task, length)}
     for batch in batches(prompts):
         if any(prompt.number not in done for prompt in batch):
-            asked = answer_prompts(model, plan.tokenizer, batch, mode=mode, beyond_length=True)
+            asked = answer_prompts(model, plan.tokenizer, batch, mode=mode)
             for answers in asked:
                 samples.add(answers)
-        tick(len(batch), length)
+            tick(len(batch), length)
     return task_scores(prompts, samples.answers(task, length), mode)
 
 
@@ -173,13 +174,20 @@ def _runs_in_words(ends: Sequence[int], edges: Sequence[int], targets: int) -> s
     return "one run per bin" if ends == edges else f"one run per {targets} tokens"
 
 
-def _work(plan: Plan, ends: Sequence[int]) -> float:
-    """Of all batches of a plan, for a model whose position bins need runs up to `ends`."""
-    windows = len(plan.windows.documents)
-    asked = [
-        work(len(prompts), length)
-        for by_length in plan.prompts.values()
-        for length, prompts in by_length.items()
-    ]
-    lengths = [*ends, *plan.protocol.lengths[:-1]]
-    return sum(asked) + sum(work(windows, length) for length in lengths)
+def work_left(plan: Plan, samples: Samples, ends: Sequence[int] = ()) -> float:
+    """What a plan still costs; position bins need runs up to `ends`, one over the window by default.
+
+    Only what an earlier run has left counts, so that its pace says how long the rest takes.
+    """
+    windows, longest = len(plan.windows.documents), plan.protocol.lengths[-1]
+    columns = {f"targets-{n}": (plan.protocol.targets, [n]) for n in plan.protocol.lengths[:-1]}
+    columns["positions"] = (longest - 1, list(ends) or [longest])
+    losses = 0.0
+    for what, (width, passes) in columns.items():
+        missing = int(np.isnan(samples.losses(what, (windows, width))).any(axis=1).sum())
+        losses += sum(work(missing, length) for length in passes)
+    return losses + sum(
+        work(len(asked) - len(samples.answers(task, length)), length)
+        for task, by_length in plan.prompts.items()
+        for length, asked in by_length.items()
+    )

@@ -15,7 +15,8 @@ from ropepatch.evals.evaluation import Evaluation
 from ropepatch.evals.statistics import CONFIDENCE, Interval
 from ropepatch.evals.verdict import extension_gain
 
-PILOT = 16  #: windows, and prompts of each task and length
+PILOT = 16  #: windows, and prompts of each task and length, for the spread
+TIMED = 4  #: the same for the cost, of every model
 _LEAST = 8  #: windows or prompts, of which an interval still says something
 MOST_PROMPTS = 5000  #: of each task and length; RULER asks 500
 _UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -51,16 +52,17 @@ def require_width(half: float) -> None:
         raise ConfigError(f"--ci {half:g} must lie between 0 and 1, such as 0.02")
 
 
-def counts_for_time(seconds: float, pilot_seconds: float, models: int, room: int) -> Counts:
-    """Counts that take about `seconds` for all models, of which a pilot of one has taken some."""
-    left = seconds - pilot_seconds
-    times = left / (models * pilot_seconds)
-    count = math.floor(PILOT * times)
+def counts_for_time(seconds: float, each: float, once: float, room: int) -> Counts:
+    """Counts that take `seconds`, of which `once` go to what does not depend on them.
+
+    `each` is what one window and one prompt of every task and length take, of all models together.
+    """
+    count = math.floor((seconds - once) / each)
     if count < _LEAST:
-        needed = pilot_seconds * (1 + models * _LEAST / PILOT)
         raise ConfigError(
-            f"--budget {seconds:g}s is too short for {models} model(s): {_LEAST} windows and prompts of "
-            f"each take about {needed:.0f}s; use a longer budget, shorter lengths or fewer models"
+            f"--budget {seconds:.0f}s is too short: {_LEAST} windows and prompts of every model take "
+            f"about {once + _LEAST * each:.0f}s; use a longer budget, shorter lengths, or fewer tasks or "
+            "models"
         )
     return Counts(min(count, room), min(count, MOST_PROMPTS))
 

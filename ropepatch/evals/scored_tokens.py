@@ -6,7 +6,6 @@ unless what the model makes of a token depends on how many follow it.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from ropepatch.evals.losses import (
 )
 from ropepatch.evals.perplexity_plan import PerplexityPlan
 from ropepatch.evals.protocols import Window
+from ropepatch.evals.samples import Samples
 from ropepatch.verification import evaluation_mode
 
 Losses = NDArray[np.float32]
@@ -36,31 +36,6 @@ Rows = list[Losses | None]  #: by document: its scored tokens, window after wind
 
 #: Tokens after which a method that moves frequencies with the length shows.
 _TELLING = 512
-
-
-class LossStore(Protocol):
-    """Keeps the losses of documents, so that a run that was stopped goes on where it was."""
-
-    def finished(self, what: str, document: int) -> Losses | None:
-        """What `keep` was given, None if nothing."""
-
-    def keep(self, what: str, document: int, losses: Losses) -> None:
-        """Keep the losses of one document; `what` is fit for the name of a file."""
-
-
-class InMemory:
-    """Keeps losses for as long as a run takes."""
-
-    def __init__(self) -> None:
-        self.losses: dict[tuple[str, int], Losses] = {}
-
-    def finished(self, what: str, document: int) -> Losses | None:
-        """What `keep` was given, None if nothing."""
-        return self.losses.get((what, document))
-
-    def keep(self, what: str, document: int, losses: Losses) -> None:
-        """Keep the losses of one document."""
-        self.losses[what, document] = losses
 
 
 @dataclass(frozen=True)
@@ -76,7 +51,7 @@ def score_tokens(
     model: PreTrainedModel,
     plan: PerplexityPlan,
     *,
-    store: LossStore | None = None,
+    store: Samples | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> ScoredTokens:
     """The losses of a plan; what `store` has is not computed again.
@@ -87,7 +62,9 @@ def score_tokens(
     _check_causal(model, plan)
     check_vocabulary(model, plan.input_ids)
     with evaluation_mode(model):
-        reader = _Reader(model, plan, plain_head(model), InMemory() if store is None else store)
+        reader = _Reader(
+            model, plan, plain_head(model), Samples("model") if store is None else store
+        )
         one_pass = plan.protocol.nested and reader.one_pass()
         longest = plan.longest()
         passes: dict[Pass, Pass] = {
@@ -105,6 +82,19 @@ def score_tokens(
         for length, each in plan.windows.items()
     }
     return ScoredTokens(plan, losses, one_pass)
+
+
+def reading_left(plan: PerplexityPlan, samples: Samples) -> float:
+    """What a plan still costs if one pass has all lengths wherever windows are prefixes."""
+    longest = plan.longest()
+    return sum(
+        work(1, window.size)
+        for length, each in plan.windows.items()
+        for number, windows in enumerate(each)
+        if not (plan.protocol.nested and length < longest[number])
+        and samples.finished(f"{plan.protocol.name}-{length}", number) is None
+        for window in windows
+    )
 
 
 def _check_causal(model: PreTrainedModel, plan: PerplexityPlan) -> None:
@@ -128,7 +118,7 @@ class _Reader:
     model: PreTrainedModel
     plan: PerplexityPlan
     head: nn.Module | None
-    store: LossStore
+    store: Samples
 
     def one_pass(self) -> bool:
         """Whether beginnings of the longest window have the losses that they have alone.

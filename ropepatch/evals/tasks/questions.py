@@ -7,8 +7,6 @@ from pathlib import Path
 
 from ropepatch.errors import DataError
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
-
 _FORMATS = (
     "SQuAD's JSON ({\"data\": …}), HotpotQA's JSON (a list of questions), or JSON lines with question, "
     "context and answers"
@@ -28,7 +26,7 @@ class FileQuestion:
 class Node:
     """A value in a file, and the way to it."""
 
-    value: Json
+    value: object
     where: str
 
     def __getitem__(self, name: str) -> "Node":

@@ -8,11 +8,12 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ropepatch.corpus import Document, encode
+from ropepatch.corpus import Document
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.evals.tasks.haystack import NOISE, Text, encode_documents
 from ropepatch.evals.tasks.pieces import Ids, Pieces
 from ropepatch.evals.tasks.questions import FileQuestion, read_questions
+from ropepatch.evals.windows import plain_tokens
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,8 @@ class Source:
 
     @cached_property
     def texts(self) -> list[Tensor]:
-        """Whole documents as tokens without BOS, for pairs of reserved tokens."""
-        bos = self.tokenizer.bos_token_id
-        encoded = encode(self.documents, self.tokenizer)
-        return [ids[1:] if len(ids) and int(ids[0]) == bos else ids for ids in encoded]
+        """Whole documents as tokens, for pairs of reserved tokens."""
+        return plain_tokens(self.documents, self.tokenizer)
 
     def file_questions(self, task: str) -> list[FileQuestion]:
         """The questions of a task's file. Raises ConfigError if none was given."""
