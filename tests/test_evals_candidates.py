@@ -21,6 +21,7 @@ from ropepatch.evals.candidates import (
     measure_candidates,
     method_candidates,
 )
+from ropepatch.evals.samples import SampleStore
 
 IDS = torch.arange(3, 131)[None] % 90
 
@@ -145,3 +146,21 @@ def test_progress_names_the_candidate_and_rises_to_one(plan):
     shares = [share for _, share in told]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
+
+
+def test_what_an_earlier_run_measured_is_no_share_of_the_work(plan, tmp_path):
+    base, told = llama(), []
+    candidates = [Candidate("base"), *method_candidates(base, ["yarn"], [2], 32)]
+
+    def measured(some):
+        told.clear()
+        store = SampleStore(tmp_path, {"models": {}})
+        telling = {"tell": lambda *each: told.append(each), "samples": store.candidate}
+        measure_candidates(base, some, plan, unused, **telling)
+
+    measured(candidates[:1])
+    measured(candidates)
+    assert {share for label, share in told if label == "base"} == {0.0}
+    assert [share for label, share in told if label == "yarn ×2"][-1] == 1.0
+    measured(candidates)
+    assert {share for label, share in told if label == "yarn ×2"} == {1.0}

@@ -103,6 +103,7 @@ def measure_candidates(
         for rows in kept
     ]
     total, done = sum(map(sum, left)), 0.0
+    tell(candidates[0].label, 0.0)
     stages = []
     for candidate, rows, (own, reading) in zip(candidates, kept, left, strict=True):
         share_of = partial(_teller, tell, candidate.label, total)
