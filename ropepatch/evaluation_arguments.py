@@ -37,12 +37,13 @@ def _add_measurement(parser: argparse.ArgumentParser) -> None:
         "--tasks",
         default="",
         metavar="kv,ruler",
-        help="ppl, passkey, needle, kv, niah, ruler, … (kv, or else needle)",
+        help="ppl, longppl, passkey, needle, kv, ruler, … (kv, or else needle)",
     )
     add("--mode", choices=("forced_choice", "teacher_forced", "generate"), help="of taking answers")
     add("--questions", action="append", default=[], metavar="qa_1=FILE", help="SQuAD or HotpotQA")
     add(
-        "--protocol", help="of --tasks ppl: yarn-truncate, yarn-sliding, longlora, disjoint, last-s"
+        "--protocol",
+        help="of ppl: yarn-truncate (the default), yarn-sliding, longlora, disjoint, last-s",
     )
     add("--stride", type=int, help="tokens between windows, where the protocol slides")
     add("--data", default="stdlib", help="text file or directory (stdlib)")

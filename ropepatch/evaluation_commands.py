@@ -45,6 +45,7 @@ from ropepatch.training.pretrained import open_model, open_tokenizer
 
 _MULTIPLES = (1, 2, 4, 8)  #: of the trained length, measured where --lengths does not say
 _TARGETS = 64  #: tokens at the end of each window that are scored at every length
+_PREFIXES = "yarn-truncate"  #: the protocol whose lengths all come from one pass
 _DOCUMENTS = 10  #: of which a named protocol measures the perplexity, as YaRN's curves are of ten
 
 
@@ -74,7 +75,8 @@ class _Run:
         self.documents = load_documents(options.data, "held_out")
         self.tasks = self._tasks()
         self.lengths = self._lengths()
-        self.perplexity = self._perplexity_plan()
+        self.perplexity = self._perplexity_plan("ppl", self.options.protocol or _PREFIXES)
+        self.key_tokens = self._perplexity_plan("longppl", _PREFIXES)
         self._check_positions()
 
     def run(self) -> None:
@@ -86,9 +88,7 @@ class _Run:
             print_verdicts(stages, verdicts)
         else:
             print_table(stages)
-        for stage in stages:
-            if stage.perplexities:
-                print_perplexities(stage)
+        print_perplexities(stages)
         for what, reason in plan.not_asked.items():
             print(f"not asked: {what}: {reason}")
         print(results)
@@ -113,6 +113,7 @@ class _Run:
                 plan,
                 open_model,
                 perplexity=self.perplexity,
+                key_tokens=self.key_tokens,
                 tell=tell,
                 samples=store.candidate,
             )
@@ -158,24 +159,28 @@ class _Run:
             print(f"missing: no document of {self.options.data} has {missing[0]} tokens")
         return held or missing
 
-    def _perplexity_plan(self) -> PerplexityPlan | None:
-        if "ppl" not in self.tasks:
-            if self.options.protocol or self.options.stride:
+    def _perplexity_plan(self, task: str, protocol: str) -> PerplexityPlan | None:
+        """None where the task is not asked for; it is then none of the prompts' tasks."""
+        if task not in self.tasks:
+            if task == "ppl" and (self.options.protocol or self.options.stride):
                 raise ConfigError("--protocol and --stride are of the task ppl; add it to --tasks")
             return None
         if self.root.config.is_encoder_decoder:
             raise ConfigError(
                 f"{type(self.root).__name__} reads a text's beginning to predict a few tokens, which has "
-                "no perplexity over whole windows; leave ppl out of --tasks"
+                f"no perplexity over whole windows; leave {task} out of --tasks"
             )
-        self.tasks.remove("ppl")
+        self.tasks.remove(task)
         return plan_perplexity(
             self.tokenizer,
             self.documents[:_DOCUMENTS],
-            protocol=self.options.protocol or "last-s",
+            protocol=protocol,
             lengths=self.lengths,
-            stride=self.options.stride,
+            stride=self.options.stride if task == "ppl" else None,
         )
+
+    def _read(self) -> list[PerplexityPlan]:
+        return [plan for plan in (self.perplexity, self.key_tokens) if plan is not None]
 
     def _check_positions(self) -> None:
         """A table of positions ends where it ends, whatever is asked for."""
@@ -213,7 +218,7 @@ class _Run:
         measure_candidates(self.base, self.candidates, plan, open_model, tell=_of_pilot(tell))
         taken = time.perf_counter() - started
         nothing = Samples("pilot")
-        reading = 0.0 if self.perplexity is None else reading_left(self.perplexity, nothing)
+        reading = sum(reading_left(each, nothing) for each in self._read())
         once = taken * (1 + reading / work_left(plan, nothing))
         return counts_for_time(seconds, taken / min(TIMED, room), once, room)
 
@@ -242,7 +247,7 @@ class _Run:
             **protocol_settings(plan.protocol, plan.windows),
             **asdict(counts),
             "sampling": self._sampling(),
-            "perplexity": None if self.perplexity is None else self.perplexity.digest(),
+            "perplexity": [each.digest() for each in self._read()],
         }
         return {
             "measured": measured,

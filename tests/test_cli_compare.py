@@ -125,6 +125,17 @@ def test_a_named_protocol_is_measured_beside_the_fixed_targets(base, measured, t
     assert found["ppl_last-s"]["128,none"] == pytest.approx(np.exp(losses.mean(dtype=np.float64)))
 
 
+def test_perplexities_of_candidates_are_paired_with_their_base(base, measured, tmp_path, capsys):
+    run("compare", base, "--methods", "yarn", "--tasks", "ppl,longppl,kv", *measured)
+    said = capsys.readouterr().out
+    assert "Perplexity of yarn ×4 by yarn-truncate" in said
+    assert "Perplexity of yarn ×4 by long-ppl" in said
+    assert "minus" in said
+    before, after = results(tmp_path)["perplexities"].values()
+    assert [each["digest"] for each in before] == [each["digest"] for each in after]
+    assert [each["length"] for each in after if each["protocol"] == "long-ppl"] == [80, 128]
+
+
 def test_an_interval_is_reached_by_counts_that_are_fixed_once(base, measured, tmp_path):
     run("eval", base, *measured, "--ci", "0.2")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())["measured"]
@@ -177,7 +188,7 @@ def test_tasks_that_do_not_fit_are_said(base, measured, capsys):
         (["{tmp}/none"], "there is no checkpoint at"),
         (["--tasks", "kx"], "there is no task 'kx'"),
         (["--protocol", "last-s"], "are of the task ppl"),
-        (["--tasks", "ppl"], "use a stride below 80"),
+        (["--tasks", "ppl", "--protocol", "last-s"], "use a stride below 80"),
         (["--tasks", "qa_1"], "qa_1"),
         (["--questions", "dev.json"], "--questions takes TASK=FILE"),
         (["--budget", "soon"], "write 90s, 10m or 1.5h"),

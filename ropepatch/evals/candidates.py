@@ -15,12 +15,13 @@ from ropepatch.adapters.pretrained import pretrained_model
 from ropepatch.checkpoint import ADAPTER_CONFIG, load_pretrained, read_json, read_sidecar
 from ropepatch.errors import ConfigError, RopepatchError
 from ropepatch.evals.evaluation import Evaluation
-from ropepatch.evals.perplexity import measure_perplexity
+from ropepatch.evals.long_ppl import KeyTokens, find_key_tokens, long_perplexities
+from ropepatch.evals.perplexity import Perplexity, measure_perplexity
 from ropepatch.evals.perplexity_plan import PerplexityPlan
 from ropepatch.evals.plan import Plan
 from ropepatch.evals.runner import measure, work_left
 from ropepatch.evals.samples import Samples
-from ropepatch.evals.scored_tokens import reading_left
+from ropepatch.evals.scored_tokens import reading_left, score_tokens
 from ropepatch.methods.registry import method_class
 from ropepatch.patch import list_methods, patch_info, patched, unpatch_model
 
@@ -93,29 +94,39 @@ def measure_candidates(
     load: Load,
     *,
     perplexity: PerplexityPlan | None = None,
+    key_tokens: PerplexityPlan | None = None,
     tell: Tell = lambda label, share: None,
     samples: Callable[[str], Samples] = Samples,
 ) -> list[Evaluation]:
-    """Each in turn, by the same plans; what `samples` has of one is not measured again."""
+    """Each in turn, by the same plans; what `samples` has of one is not measured again.
+
+    The first, the base, judges which are the `key_tokens` whose perplexity LongPPL is.
+    """
     kept = [samples(candidate.label) for candidate in candidates]
+    read = [each for each in (perplexity, key_tokens) if each is not None]
     left = [
-        (work_left(plan, rows), 0.0 if perplexity is None else reading_left(perplexity, rows))
-        for rows in kept
+        (work_left(plan, rows), sum(reading_left(each, rows) for each in read)) for rows in kept
     ]
     total, done = sum(map(sum, left)), 0.0
     tell(candidates[0].label, 0.0)
-    stages = []
+    stages: list[Evaluation] = []
+    keys: KeyTokens | None = None
     for candidate, rows, (own, reading) in zip(candidates, kept, left, strict=True):
         share_of = partial(_teller, tell, candidate.label, total)
         with candidate.opened(base, load, plan.protocol.trained_length) as model:
             root = pretrained_model(model)
             stage = measure(root, plan, candidate.label, share_of(done, own), rows)
+            found: list[Perplexity] = []
+            progress = share_of(done + own, reading / max(1, len(read)))
             if perplexity is not None:
-                progress = share_of(done + own, reading)
-                found = measure_perplexity(root, perplexity, store=rows, progress=progress)
-                stage = replace(stage, perplexities=tuple(found))
+                found += measure_perplexity(root, perplexity, store=rows, progress=progress)
+            if key_tokens is not None:
+                trained = plan.protocol.trained_length
+                keys = keys or find_key_tokens(root, key_tokens, trained_length=trained, store=rows)
+                scored = score_tokens(root, key_tokens, store=rows)
+                found += long_perplexities(scored, keys)
         done += own + reading
-        stages.append(stage)
+        stages.append(replace(stage, perplexities=tuple(found)))
     return stages
 
 

@@ -142,9 +142,3 @@ def _score(
         context=int((places + window.size - window.scored).sum()),
         utf8_bytes=None if counts is None else int(counts[first + places].sum()),
     )
-
-
-def mean_over_documents(result: Perplexity) -> float:
-    """The authors' own mean: the documents' perplexities, weighted by their key tokens."""
-    perplexities = [math.exp(one.total / one.weight) for one in result.present]
-    return float(np.average(perplexities, weights=[one.weight for one in result.present]))

@@ -14,6 +14,7 @@ from ropepatch.evals.effective_length import (
     relative_length,
 )
 from ropepatch.evals.evaluation import Evaluation
+from ropepatch.evals.perplexity import perplexity_difference
 from ropepatch.evals.statistics import Interval, bootstrap_mean_of_tasks
 from ropepatch.evals.verdict import Verdict
 from ropepatch.evals.wording import MISSING, show_interval, task_name
@@ -48,13 +49,25 @@ def print_verdicts(
     console.print(Text(_notes(stages), style="dim"))
 
 
-def print_perplexities(stage: Evaluation, console: Console | None = None) -> None:
-    """Print perplexity by length as a named protocol defines it; a dash where no document is as long."""
-    console, found = console or Console(), stage.perplexities
+def print_perplexities(stages: Sequence[Evaluation], console: Console | None = None) -> None:
+    """Print perplexity by length as named protocols define it; a dash where no document is as long."""
+    console = console or Console()
+    for stage in stages:
+        for protocol in dict.fromkeys(each.protocol for each in stage.perplexities):
+            heading = f"Perplexity of {stage.label} by {protocol} [95 %]"
+            console.print(Text(heading, style="bold"))
+            console.print(_perplexities(stage, stages[0], protocol))
+            console.print()
+
+
+def _perplexities(stage: Evaluation, base: Evaluation, protocol: str) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("tokens", "perplexity", "bits per byte", "scored", "context", "documents"):
+    last = "documents" if stage is base else "nats, minus base's"
+    for column in ("tokens", "perplexity", "bits per byte", "scored", "context", last):
         table.add_column(column, justify="right")
-    for each in found:
+    for first, each in zip(base.perplexities, stage.perplexities, strict=True):
+        if each.protocol != protocol:
+            continue
         context = MISSING if each.mean_context is None else f"{each.mean_context:.0f}"
         table.add_row(
             f"{each.after}–{each.length}" if each.after else str(each.length),
@@ -62,11 +75,11 @@ def print_perplexities(stage: Evaluation, console: Console | None = None) -> Non
             show_interval(each.bits_per_byte),
             str(each.scored_tokens),
             context,
-            f"{len(each.present)} of {len(each.documents)}",
+            f"{len(each.present)} of {len(each.documents)}"
+            if stage is base
+            else show_interval(perplexity_difference(first, each), signed=True),
         )
-    console.print(Text(f"Perplexity of {stage.label} by {found[0].protocol} [95 %]", style="bold"))
-    console.print(table)
-    console.print()
+    return table
 
 
 def show_length(length: EffectiveLength) -> str:
