@@ -146,19 +146,8 @@ def test_an_interval_is_reached_by_counts_that_are_fixed_once(base, measured, tm
 
 
 def test_a_budget_counts_every_candidate(base, measured, tmp_path):
-    run(
-        "compare",
-        base,
-        "--methods",
-        "yarn",
-        "--tasks",
-        "kv,ppl",
-        "--stride",
-        "16",
-        *measured,
-        "--budget",
-        "20s",
-    )
+    asked = ["--methods", "yarn", "--tasks", "kv,ppl", "--budget", "20s"]
+    run("compare", base, *asked, *measured)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())["measured"]
     assert manifest["sampling"] == {"ci": None, "budget": "20s"}
     assert manifest["windows"] >= 8
