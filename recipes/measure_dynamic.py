@@ -21,11 +21,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ropepatch import patch_model, planned_length
-from ropepatch.corpus import RetrievalVocabulary, load_documents
+from ropepatch.corpus import load_documents
 from ropepatch.evals import bootstrap_mean, paired_difference
+from ropepatch.evals.likelihoods import log_likelihoods
 from ropepatch.evals.losses import batched_losses
-from ropepatch.evals.retrieval import retrieval_prompts, score_prompts
 from ropepatch.evals.statistics import Floats
+from ropepatch.evals.tasks import Place, Prompt, Source, task
 from ropepatch.evals.windows import Windows, held_out_windows
 from ropepatch.evals.wording import show_interval
 from ropepatch.terminal import ShareProgress, silence_transformers
@@ -118,7 +119,7 @@ def measure(checkpoint: str, count: int) -> str:
     windows = held_out_windows(
         documents, tokenizer, longest=LENGTHS[-1], count=count, targets=TARGETS
     )
-    vocabulary = RetrievalVocabulary.from_tokenizer(tokenizer)
+    source = Source(tokenizer, [each for each in documents if each.name in windows.names])
     rows = [
         f"| {Path(checkpoint).name} | {' | '.join(map(str, LENGTHS))} |",
         "|---" * (1 + len(LENGTHS)) + "|",
@@ -139,12 +140,21 @@ def measure(checkpoint: str, count: int) -> str:
                     before = (forward if stage.loops else unpatched)[length]
                     pair = paired_difference(before, means[length], windows.documents)
                     cell += f"<br>{show_interval(pair, signed=True)}"
-                prompts = retrieval_prompts(vocabulary, windows.texts, length=length, count=count)
-                cells.append(f"{cell}<br>{score_prompts(reads, prompts).correct.mean():.2f}")
+                prompts = [task("kv").prompt(source, Place(length, n, 0)) for n in range(count)]
+                right = sum(is_right(reads, prompt) for prompt in prompts)
+                cells.append(f"{cell}<br>{right / count:.2f}")
             forward = forward if stage.loops else means
             rows.append(f"| {stage.label} | {' | '.join(cells)} |")
             progress((number + 1) / len(every))
     return "\n".join(rows)
+
+
+def is_right(model: Any, prompt: Prompt) -> bool:
+    """Whether the right value is the most likely one of those in the prompt."""
+    choices = torch.stack(prompt.candidates)[None]
+    with torch.no_grad():
+        likelihoods = log_likelihoods(model, prompt.input_ids[None], choices)[0]
+    return bool(likelihoods[0] > likelihoods[1:].max())
 
 
 def target_means(model: Any, windows: Windows) -> dict[int, Floats]:

@@ -158,8 +158,8 @@ def measure(variant: Variant, seed: int) -> Path:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     scores = {f"loss_{length}": evaluation.target_means(length) for length in LENGTHS}
-    for length, found in evaluation.retrieval.items():
-        scores[f"retrieval_{length}"] = found.correct.astype(np.float64)
+    for length, found in evaluation.tasks["kv"].items():
+        scores[f"retrieval_{length}"] = found.scores
     np.savez(path, documents=evaluation.documents, **scores)
     return path
 

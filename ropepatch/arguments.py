@@ -10,10 +10,10 @@ from ropepatch.errors import ConfigError
 def parse_arguments(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None
 ) -> argparse.Namespace:
-    """The options; argparse takes overrides only where no option stands before them."""
+    """The options; argparse leaves the `intermixed` arguments out that stand behind an option."""
     options, rest = parser.parse_known_args(arguments)
-    if "overrides" in options and not any(text.startswith("-") for text in rest):
-        options.overrides += rest
+    if "intermixed" in options and not any(text.startswith("-") for text in rest):
+        getattr(options, options.intermixed).extend(rest)
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return options

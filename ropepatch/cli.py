@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from ropepatch import __version__
 from ropepatch.arguments import parse_arguments, parse_options
-from ropepatch.errors import ConfigError, ProcessError, RopepatchError, RopepatchWarning
+from ropepatch.errors import ProcessError, RopepatchError, RopepatchWarning
+from ropepatch.evaluation_arguments import add_compare, add_eval, add_lm_eval
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +25,6 @@ Command = Callable[[argparse.Namespace], None]
 USER_ERROR = 2
 INTERRUPTED = 130  #: what a shell reports for a program that Ctrl-C ended
 _IS_FIRST = os.environ.get("RANK", "0") == "0"  #: of what torchrun started; it tells how all goes
-_MULTIPLES = (1, 2, 4, 8)  #: of the trained length, for `eval`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +76,10 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_model(add("inspect", inspect, "show how a checkpoint encodes positions"))
     _add_patch(add("patch", patch, "save a patched copy of a checkpoint"))
     _add_train(add("train", train, "run a recipe, or go on with it"))
-    _add_eval(add("eval", measure, "measure losses and retrieval up to 8 times the length"))
+    add_eval(add("eval", evaluate, "measure losses and tasks up to 8 times the length"))
+    purpose = "judge checkpoints, adapters or methods against their base: improved or regressed"
+    add_compare(add("compare", evaluate, purpose))
+    add_lm_eval(add("lm-eval", lm_eval, "run lm-evaluation-harness on a patched model"))
     demo_parser = add("demo", demo, "extend the bundled checkpoint and report what that does")
     _add_output(demo_parser, "out/demo")
     return parser
@@ -125,6 +128,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="such as training.max_steps=10"
     )
+    parser.set_defaults(intermixed="overrides")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--dry-run",
@@ -134,18 +138,6 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     instead.add_argument(
         "--preview", action="store_true", help="show three sequences of the data, and do no more"
     )
-
-
-def _add_eval(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
-    parser.add_argument("--data", default="stdlib", help="text file or directory (stdlib)")
-    parser.add_argument(
-        "--lengths", type=int, nargs="+", help="tokens, more than 64 (1, 2, 4, 8 times trained)"
-    )
-    parser.add_argument("--windows", type=int, default=50, help="held-out windows (50)")
-    parser.add_argument("--prompts", type=int, default=64, help="retrieval prompts per length (64)")
-    _add_original_length(parser)
-    _add_output(parser, "out/eval")
 
 
 def show_methods(_: argparse.Namespace) -> None:
@@ -240,41 +232,18 @@ def train(options: argparse.Namespace) -> None:
     run_recipe(recipe, options.recipe.stem)
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Measure one model, print the table, write the report."""
-    _require_directory(options.output)
-    model = _open_model(options.model)
+def evaluate(options: argparse.Namespace) -> None:
+    """Measure one model, or several and judge them."""
+    from ropepatch.evaluation_commands import run_evaluation
 
-    from ropepatch.adapters.pretrained import pretrained_model
-    from ropepatch.corpus import load_documents
-    from ropepatch.description import require_length
-    from ropepatch.evals import evaluate, print_table, write_report
-    from ropepatch.terminal import ShareProgress
-    from ropepatch.training.pretrained import open_tokenizer
-
-    trained = require_length(model, options.original_max_position_embeddings)
-    with ShareProgress(f"measure {options.model}") as progress:
-        stage = evaluate(
-            pretrained_model(model),
-            open_tokenizer(options.model),
-            load_documents(options.data, "held_out"),
-            lengths=sorted(options.lengths or [trained * multiple for multiple in _MULTIPLES]),
-            trained_length=trained,
-            label=options.model,
-            windows=options.windows,
-            prompts=options.prompts,
-            progress=progress,
-        )
-    print_table([stage])
-    print(write_report([stage], [], options.output, title=f"{options.model}, measured"))
+    run_evaluation(options)
 
 
-def _require_directory(path: Path) -> None:
-    """Say before minutes of measuring that their result could not be written."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output {path}: {error.strerror}; name a directory") from None
+def lm_eval(options: argparse.Namespace) -> None:
+    """EleutherAI's harness, which prints and writes what it always does."""
+    from ropepatch.lm_eval_command import run
+
+    run(options)
 
 
 def demo(options: argparse.Namespace) -> None:

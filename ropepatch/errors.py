@@ -20,6 +20,7 @@ RopepatchError
 │   └── BaseMismatchError (ValueError)              an adapter meets a base with another patch
 ├── ConfigError (ValueError)                        a recipe or command line with mistakes
 ├── DataError (ValueError)                          text or tokens that cannot be used
+│   ├── PromptLengthError                           a task needs more tokens than it may have
 │   └── TokenCacheError (OSError)                   tokens cannot be kept on the disk
 ├── OutOfMemoryError (MemoryError)                  a run needs more memory than there is
 ├── NonFiniteError (FloatingPointError)             a loss, gradient or weight is NaN or infinite
@@ -111,6 +112,10 @@ class OutOfMemoryError(RopepatchError, MemoryError):
 
 class DataError(RopepatchError, ValueError):
     """Text or tokens cannot be used as asked."""
+
+
+class PromptLengthError(DataError):
+    """The prompts of a task do not fit into the length that was asked for."""
 
 
 class TokenCacheError(DataError, OSError):

@@ -74,15 +74,17 @@ class ShareProgress(ProgressDisplay):
     def __init__(self, title: str) -> None:
         super().__init__(title)
         self.share = 0.0
-        self.started = time.perf_counter()
+        self.started = self.paced = time.perf_counter()
 
     def __call__(self, share: float) -> None:
-        """Tell that `share` of the work is done."""
+        """Tell that `share` of the work is done; its pace counts from the last time that none was."""
         self.share = min(share, 1.0)
-        elapsed = time.perf_counter() - self.started
-        status = f"{self.share:.0%}  {duration(elapsed)} elapsed"
+        now = time.perf_counter()
+        if self.share == 0:
+            self.paced = now
+        status = f"{self.share:.0%}  {duration(now - self.started)} elapsed"
         if self.share > _TELLING:
-            left = elapsed * (1 - self.share) / self.share
+            left = (now - self.paced) * (1 - self.share) / self.share
             status += f", about {duration(left)} left"
         self.show(self.share, status, line=f"{self.title}: {status}")
 

@@ -1,5 +1,6 @@
 """The benchmark's limit is a fair one, and its ratios are what they say."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).parent.parent))  # benchmarks are not installed
 
-from benchmarks import dynamic_decode
+from benchmarks import dynamic_decode, evaluation
 from benchmarks.cells import Cell, Measurement
 from benchmarks.models import build, remove_bias, step_of
 from benchmarks.targets import Target, ratio, spread, verdicts
@@ -108,3 +109,40 @@ def test_decoding_is_measured_for_every_method(capsys):
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if "1,024" in line]
     assert [row[1] for row in rows] == list(dynamic_decode.METHODS)
     assert all(row[-1] == "prefill" for row in rows[1:])
+
+
+@pytest.mark.parametrize("protocol", ["yarn-truncate", "yarn-sliding"])
+def test_the_loop_and_the_evaluation_measure_the_same(protocol):
+    case = evaluation.Case(protocol, (300, 400), 700, 2, 64, 1.0)
+    model, plan = evaluation.model_of(case.vocabulary), evaluation.plan_of(case)
+    naive, fast = evaluation.naive(model, plan), evaluation.fast(model, plan)
+    assert len(fast) == 2
+    assert fast == pytest.approx(naive, abs=evaluation.CLOSE)
+
+
+def test_the_evaluation_is_measured_in_processes_of_its_own(monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "Worker", FakeWorker)
+    evaluation.main(["--cases", "8 prefixes", "8192 tokens, vocabulary 32000", "--rounds", "1"])
+    time, memory = capsys.readouterr().out.splitlines()[-2:]
+    # 6 s to 2 s where 4× was asked for, 300 MB to 20 MB where 10× was.
+    assert "3.00×" in time
+    assert time.endswith("time ≥ 4×  not met")
+    assert "15.0×" in memory
+    assert memory.endswith("memory ≥ 10×      met")
+
+
+class FakeWorker:
+    """Takes 6 s and 300 MB for the loop, 2 s and 20 MB for ours, and finds the same losses."""
+
+    def __init__(self, module, argument):
+        _, self.variant, file = json.loads(argument.removeprefix("--serve="))
+        Path(file).write_text("[1.5, 2.5]")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def run(self, purpose):
+        return (6.0, 300.0) if self.variant == "naive" else (2.0, 20.0)

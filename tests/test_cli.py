@@ -184,7 +184,7 @@ def test_eval_measures_an_adapter(base, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(extension_tree(tmp_path, base)), encoding="utf-8")
     assert main(["train", str(recipe), "training.max_steps=1"]) == 0
-    measured = ["--lengths", "80", "128", "--windows", "4", "--prompts", "2"]
+    measured = ["--lengths", "80,128", "--windows", "4", "--prompts", "2"]
     data = ["--data", str(tmp_path / "corpus.txt"), "--output", str(tmp_path / "eval")]
     assert main(["eval", str(tmp_path / "run" / "final"), *measured, *data]) == 0
     report = json.loads((tmp_path / "eval" / "report.json").read_text())
@@ -198,13 +198,13 @@ def test_eval_measures_an_encoder_decoder_model_patched_and_not(tmp_path, capsys
     assert (
         main(["patch", str(base), str(tmp_path / "log"), "--method", "log", "--factor", "4"]) == 0
     )
-    measured = ["--lengths", "96", "128", "--windows", "3"]
+    measured = ["--lengths", "96,128", "--windows", "3"]
     data = ["--data", str(tmp_path / "corpus.txt"), "--output", str(tmp_path / "eval")]
     for model, method in ((base, None), (tmp_path / "log", "log")):
         assert main(["eval", str(model), *measured, *data]) == 0
         (stage,) = json.loads((tmp_path / "eval" / "report.json").read_text())["stages"]
         assert (stage["configuration"]["patch"] or {}).get("method") == method
-        assert stage["configuration"]["no_retrieval"] == "asked of causal models only"
+        assert stage["configuration"]["not_asked"] == {}
         assert stage["configuration"]["trained_length"] == LENGTH
 
 

@@ -70,7 +70,7 @@ def test_target_losses_equal_the_models_own_at_every_length(unpatched, tokenizer
 def test_same_model_twice_differs_by_exactly_zero(unpatched, tokenizer):
     again = compare(unpatched, run(fresh_model(), tokenizer, label="again"))
     differences = [*again.target_losses.values(), *again.bin_losses.values(), again.within_trained]
-    for interval in [*differences, *again.accuracies.values()]:
+    for interval in [*differences, *again.tasks["kv"].values()]:
         assert (interval.value, interval.low, interval.high) == (0.0, 0.0, 0.0)
 
 
@@ -148,17 +148,17 @@ def test_progress_rises_to_one(tokenizer):
 def test_retrieval_is_missing_without_reserved_tokens(tokenizer):
     plain = train_tokenizer(DOCUMENTS, vocab_size=400, keys=0, values=0)
     evaluation = run(fresh_model(), plain)
-    assert evaluation.retrieval == {}
-    assert evaluation.accuracy(64) is None
-    assert evaluation.chance is None
-    assert "reserves 0 keys" in str(evaluation.configuration["no_retrieval"])
+    assert evaluation.tasks == {}
+    assert evaluation.score("kv", 64) is None
+    assert evaluation.chance("kv") is None
+    assert "reserves 0 keys" in evaluation.configuration["not_asked"]["kv"]
 
 
 def test_far_retrieval_counts_keys_beyond_the_trained_length_only(scaled):
-    scores = scaled.retrieval[128]
-    far = scores.distance >= 32
-    assert scaled.far_accuracy(128).value == scores.correct[far].mean()
-    assert scaled.far_accuracy(32) is None
+    asked = scaled.tasks["kv"][128]
+    far = asked.distances >= 32
+    assert scaled.score("kv", 128, beyond=32).value == asked.scores[far].mean()
+    assert scaled.score("kv", 32, beyond=32) is None
 
 
 def test_different_windows_are_not_compared(unpatched, tokenizer):
@@ -187,7 +187,7 @@ def test_settings_that_measure_nothing_are_refused(tokenizer, changes, message):
         run(fresh_model(), tokenizer, **changes)
 
 
-def test_an_encoder_decoder_model_is_measured_on_the_same_targets_without_retrieval(tokenizer):
+def test_an_encoder_decoder_model_is_measured_on_the_same_targets_and_prompts(tokenizer):
     from ropepatch.evals.windows import held_out_windows
 
     model = seq2seq_model(vocab_size=420)
@@ -198,6 +198,5 @@ def test_an_encoder_decoder_model_is_measured_on_the_same_targets_without_retrie
         with torch.no_grad():
             theirs = model(input_ids=ids[:, :-16], labels=ids[:, -16:].contiguous()).loss.item()
         assert evaluation.target_loss(length).value == pytest.approx(theirs, abs=1e-5)
-    assert evaluation.retrieval == {}
-    assert evaluation.configuration["no_retrieval"] == "asked of causal models only"
+    assert set(evaluation.tasks["kv"]) == {32, 64, 128}
     assert evaluation.configuration["position_bins"] == "one run per 16 tokens"

@@ -18,7 +18,7 @@ from ropepatch.evals.losses import (
     run_ends,
     token_losses,
 )
-from ropepatch.evals.windows import held_out_windows
+from ropepatch.evals.windows import held_out_windows, plain_tokens
 
 LENGTHS = (32, 64, 128)
 
@@ -77,7 +77,8 @@ def test_chunks_batches_and_kept_tokens_do_not_change_a_loss(model, monkeypatch)
     ids = torch.randint(3, 400, (5, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         whole = token_losses(model, ids, head=None)
-    monkeypatch.setattr("ropepatch.evals.losses.TOKENS_PER_CHUNK", 7)
+    monkeypatch.setattr("ropepatch.evals.losses.LOGITS_PER_CHUNK", 7 * 400)
+    monkeypatch.setattr("ropepatch.evals.losses._LEAST_TOKENS", 1)
     monkeypatch.setattr("ropepatch.evals.losses.TOKENS_PER_BATCH", 80)
     ours = batched_losses(model, ids, keep=11, head=plain_head(model))
     torch.testing.assert_close(ours, whole[:, -11:])
@@ -160,7 +161,7 @@ def test_windows_are_text_of_the_documents_that_they_name(windows, tokenizer):
 def test_no_token_is_a_target_twice(tokenizer):
     long = [prose("long", 700, 9)]
     cut = held_out_windows(long, tokenizer, longest=64, count=20, targets=16)
-    (text,) = cut.texts
+    (text,) = plain_tokens(long, tokenizer)
     ends = [
         end
         for end in range(64, len(text) + 1)

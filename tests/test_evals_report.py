@@ -8,13 +8,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from made_evaluations import made_evaluation
 from rich.console import Console
 
 from ropepatch.errors import RopepatchError
 from ropepatch.evals import Check, compare, headline, print_table, write_report
 from ropepatch.evals.evaluation import Evaluation
 from ropepatch.evals.losses import bin_edges
-from ropepatch.evals.retrieval import RetrievalScores
+from ropepatch.evals.tasks.scores import TaskScores
 
 LENGTHS = (128, 256, 512, 1024)
 YARN = {"method": "yarn", "options": {"factor": 4.0}, "max_position_embeddings": 1024}
@@ -36,13 +37,19 @@ def evaluation(label, losses, accuracies, patch=None, *, documents=12):
             for length, loss in zip(LENGTHS, losses, strict=True)
         },
         position_losses=np.repeat((base + losses[1]).astype(np.float32), 1023, axis=1),
-        retrieval={
-            length: RetrievalScores(np.arange(64) < right, np.arange(64) * 4, 0.125, "same")
-            for length, right in zip(LENGTHS, accuracies, strict=False)
+        tasks={
+            "kv": {
+                length: answered(right) for length, right in zip(LENGTHS, accuracies, strict=False)
+            }
         },
         protocol="same",
         configuration={"patch": patch, "targets": 64, "pairs": 8, "windows": 12, "seed": 0},
     )
+
+
+def answered(right):
+    places = np.arange(64.0)
+    return TaskScores((places < right) * 1.0, None, np.full(64, np.nan), places * 4, 0.125, "same")
 
 
 UNPATCHED = evaluation("unpatched", [0.05, 0.0, 0.4, 0.9], [64, 63, 40, 8])
@@ -138,8 +145,8 @@ def test_json_holds_every_number_with_its_interval(numbers):
     expected = TUNED.target_loss(1024)
     assert entry["length"] == 1024
     assert entry["loss"] == {"value": expected.value, "low": expected.low, "high": expected.high}
-    retrieval = stage["retrieval"][3]
-    assert (retrieval["correct"], retrieval["prompts"], retrieval["chance"]) == (63, 64, 0.125)
+    asked = stage["tasks"]["kv"][3]
+    assert (asked["score"]["value"], asked["prompts"], asked["chance"]) == (63 / 64, 64, 0.125)
     assert stage["configuration"]["patch"] == YARN
     assert numbers["comparisons"][0]["after"] == "YaRN ×4, fine-tuned"
     assert numbers["extended_length"] == 1024
@@ -179,17 +186,18 @@ def test_failed_and_skipped_checks_are_said_plainly():
 
 
 def test_missing_cells_are_shown_as_missing(tmp_path):
-    partial = replace(TUNED, retrieval={128: TUNED.retrieval[128]})
-    without = replace(UNPATCHED, retrieval={})
+    partial = replace(TUNED, tasks={"kv": {128: TUNED.tasks["kv"][128]}})
+    without = replace(UNPATCHED, tasks={})
     page = write_report([without, partial], [], tmp_path, title="t").read_text(encoding="utf-8")
     numbers = json.loads((tmp_path / "report.json").read_text())
     assert page.count("<td>–<") == 7
-    assert numbers["stages"][0]["retrieval"][0]["accuracy"] is None
+    assert numbers["stages"][0]["tasks"] == {}
+    assert numbers["stages"][1]["tasks"]["kv"][1]["score"] is None
     assert numbers["claims"][2]["verdict"] == "not measured"
 
 
 def test_without_any_retrieval_there_is_no_figure_of_it(tmp_path):
-    page = write_report([replace(UNPATCHED, retrieval={})], [], tmp_path, title="t").read_text()
+    page = write_report([replace(UNPATCHED, tasks={})], [], tmp_path, title="t").read_text()
     assert page.count("<svg role=") == 3
 
 
@@ -249,3 +257,12 @@ def test_terminal_shows_the_same_numbers_within_eighty_columns():
 def test_report_without_stages_is_refused(tmp_path):
     with pytest.raises(RopepatchError, match="at least one evaluated stage"):
         write_report([], [], tmp_path, title="t")
+
+
+def test_every_task_that_was_asked_is_a_question():
+    stage = made_evaluation(tasks=("needle", "vt"), rates=(0.9, 0.9, 0.9, 0.0))
+    asked = [(claim.question, claim.verdict) for claim in headline([stage])[1:]]
+    assert asked == [
+        ("Is needle answered in 1024 tokens?", "no"),
+        ("Is vt answered in 1024 tokens?", "no"),
+    ]

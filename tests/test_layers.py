@@ -31,8 +31,12 @@ LAYERS = (
     "terminal",
     "training",
     "description",
+    "evaluation_arguments",
+    "evaluation_commands",
     "demo",
     "arguments",
+    "lm_eval_model",
+    "lm_eval_command",
     "cli",
     "__main__",
 )
@@ -51,8 +55,8 @@ PUBLIC_TRANSFORMERS = {"transformers"} | {
     f"transformers.{module}"
     for module in ("integrations", "trainer_callback", "trainer_utils", "utils")
 }
-EXTRAS = {"accelerate", "datasets", "jinja2", "matplotlib", "peft"}
-MAY_USE_EXTRAS = {"checkpoint", "evals", "training"}
+EXTRAS = {"accelerate", "datasets", "jinja2", "lm_eval", "matplotlib", "peft"}
+MAY_USE_EXTRAS = {"checkpoint", "evals", "lm_eval_command", "lm_eval_model", "training"}
 
 
 class Import(NamedTuple):

@@ -85,6 +85,19 @@ def test_stages_are_lines_where_there_is_no_terminal(capsys, monkeypatch):
     ]
 
 
+def test_what_comes_before_the_work_does_not_slow_its_pace(capsys, monkeypatch):
+    clock = {"now": 0.0}
+    monkeypatch.setattr("time.perf_counter", lambda: clock["now"])
+    with ShareProgress("plan") as progress:
+        clock["now"] = 100.0
+        progress(0.0)
+        clock["now"], progress.title = 110.0, "measure"
+        progress(0.25)  # 10 s for a quarter: 30 s for the rest
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "measure: 25%  1 min 50 s elapsed, about 30 s left"
+    )
+
+
 def test_transformers_speaks_again_after_a_run_that_failed():
     before = (logging.get_verbosity(), logging.is_progress_bar_enabled())
     with pytest.raises(ZeroDivisionError), quiet_transformers():

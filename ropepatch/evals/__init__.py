@@ -2,8 +2,9 @@
 
 from ropepatch.evals.claims import Check, Claim, headline
 from ropepatch.evals.evaluation import Comparison, Evaluation, compare
+from ropepatch.evals.plan import Plan, plan_evaluation
 from ropepatch.evals.report import write_report
-from ropepatch.evals.runner import Plan, evaluate, measure, plan_evaluation
+from ropepatch.evals.runner import evaluate, measure
 from ropepatch.evals.statistics import Interval, bootstrap_mean, paired_difference, wilson
 from ropepatch.evals.table import print_table
 

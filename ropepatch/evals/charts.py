@@ -1,32 +1,28 @@
-"""Charts as inline SVG that follows the page: its text colour, its palette, light or dark.
+"""Line charts of the report: losses, context gain, scores, each with its intervals.
 
-Matplotlib draws them with placeholder colours, which are then replaced by CSS variables. Stages
-also differ in marker and line style, so that nothing is told by colour alone.
+Stages differ in marker and line style too, so that nothing is told by colour alone. More stages than
+a reader can follow in one drawing get a panel per method, each with the base and on the same scale.
 """
 
-import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from ropepatch.evals.drawing import INK, SERIES, Chart, Panel, as_svg, inline, style
 from ropepatch.evals.evaluation import Evaluation
-from ropepatch.evals.statistics import Interval
+from ropepatch.evals.patches import by_method
+from ropepatch.evals.statistics import Interval, bootstrap_mean_of_tasks
+from ropepatch.evals.wording import task_name, tasks_of
 
-_INK = "#010203"
-_GRID = "#040506"
-_SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05")
 _MARKERS = ("o", "s", "^", "D", "v")
 _DASHES = ("solid", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 2)))
 
-_WIDTH = 5.2  #: inches, about a phone, so that text keeps its size there
-_HEIGHT = 3.3
+_WIDTH, _PANEL_WIDTH = 4.6, 3.6  #: inches; about a phone, so that text keeps its size there
+_HEIGHT = 3.1
 _LEGEND_ROW = 0.24
 _LINEAR = 0.1  #: nats per token
 
@@ -37,72 +33,67 @@ Finish = Callable[[Axes], None]
 
 
 @dataclass(frozen=True)
-class Chart:
-    """One figure of the report."""
+class _Kind:
+    """What the panels of a chart have in common."""
 
     title: str
-    caption: str
-    svg: str
+    labels: tuple[str, str]
+    points: Points
+    finish: Finish = lambda axes: None
 
 
 def draw_charts(stages: Sequence[Evaluation]) -> list[Chart]:
-    """The report's figures; retrieval only where it was measured."""
+    """Losses by window and by position, context gain, and scores where anything was asked."""
     charts = [_fixed_targets(stages), _context_gain(stages), _positions(stages)]
-    return charts + ([_retrieval(stages)] if any(stage.retrieval for stage in stages) else [])
+    return charts + ([_scores(stages)] if any(stage.tasks for stage in stages) else [])
 
 
 def _fixed_targets(stages: Sequence[Evaluation]) -> Chart:
-    title = "Loss of the same tokens"
-    svg = _draw(
-        stages,
-        title,
-        ("window, tokens", "loss, nats per token"),
-        lambda stage: {length: stage.target_loss(length) for length in stage.lengths},
-    )
     caption = (
         f"The last {stages[0].configuration['targets']} tokens of every window, the same at every "
         "length. Bars: 95 % over documents. Most of that spread is common to all points, so "
         "lengths are compared in the next figure."
     )
-    return Chart(title, caption, svg)
+    kind = _Kind(
+        "Loss of the same tokens",
+        ("window, tokens", "loss, nats per token"),
+        lambda stage: {length: stage.target_loss(length) for length in stage.lengths},
+    )
+    return _chart(stages, kind, caption)
 
 
 def _context_gain(stages: Sequence[Evaluation]) -> Chart:
-    reference = stages[0].reference_length
-    title = "What a longer window changes"
-    svg = _draw(
-        stages,
-        title,
+    caption = (
+        f"The same tokens against their own loss in {stages[0].reference_length} tokens. Below 0 "
+        "the longer window helps; a bar that crosses 0 leaves it open. The scale is linear within "
+        f"±{_LINEAR} and logarithmic outside. Bars: 95 % over documents, paired."
+    )
+    kind = _Kind(
+        "What a longer window changes",
         ("window, tokens", "change of loss, nats per token"),
         lambda stage: {length: stage.context_gain(length) for length in stage.lengths},
         _about_zero,
     )
-    caption = (
-        f"The same tokens against their own loss in {reference} tokens. Below 0 the longer window "
-        f"helps; a bar that crosses 0 leaves it open. The scale is linear within ±{_LINEAR} and "
-        "logarithmic outside. Bars: 95 % over documents, paired."
-    )
-    return Chart(title, caption, svg)
+    return _chart(stages, kind, caption)
 
 
 def _positions(stages: Sequence[Evaluation]) -> Chart:
-    title = "Loss by position"
-    svg = _draw(
-        stages,
-        title,
-        ("position in the window, up to, tokens", "loss, nats per token"),
-        lambda stage: {end: stage.bin_loss((first, end)) for first, end in stage.bins},
-    )
     caption = (
         "Mean loss of the tokens between one point and the next, from one pass over each window. "
         "Positions hold different text; stages read the same. Bars: 95 % over documents."
     )
-    return Chart(title, caption, svg)
+    kind = _Kind(
+        "Loss by position",
+        ("position in the window, up to, tokens", "loss, nats per token"),
+        lambda stage: {end: stage.bin_loss((first, end)) for first, end in stage.bins},
+    )
+    return _chart(stages, kind, caption)
 
 
-def _retrieval(stages: Sequence[Evaluation]) -> Chart:
-    title = "Retrieval"
-    chance = next(stage.chance for stage in stages if stage.chance is not None)
+def _scores(stages: Sequence[Evaluation]) -> Chart:
+    tasks = tasks_of(stages)
+    chances = [it for task in tasks for stage in stages if (it := stage.chance(task)) is not None]
+    chance = sum(chances) / len(chances)
 
     def finish(axes: Axes) -> None:
         axes.set_ylim(-0.03, 1.06)
@@ -110,65 +101,91 @@ def _retrieval(stages: Sequence[Evaluation]) -> Chart:
         where = axes.get_yaxis_transform()
         axes.text(0.01, chance + 0.015, f"chance {chance:.3f}", transform=where)
 
-    svg = _draw(stages, title, ("prompt, tokens", "right answers, share"), _accuracies, finish)
-    pairs = stages[0].configuration["pairs"]
-    caption = (
-        f"One of {pairs} keys scattered in real text is asked for; the answer is chosen among the "
-        f"{pairs} values in the prompt. Bars: 95 % (Wilson)."
-    )
-    return Chart(title, caption, svg)
+    caption = "Bars: 95 % over prompts. Guessing gives what the dotted line shows."
+    title = "Retrieval"
+    if tasks == ["kv"]:
+        pairs = stages[0].configuration["pairs"]
+        caption = (
+            f"One of {pairs} keys scattered in real text is asked for; the answer is chosen among "
+            f"the {pairs} values in the prompt. Bars: 95 % (Wilson)."
+        )
+    elif len(tasks) == 1:
+        title = f"Score of {task_name(tasks[0])}"
+    else:
+        title = "Mean score of the tasks"
+        caption = f"Plain mean of {', '.join(map(task_name, tasks))}. {caption}"
+
+    def points(stage: Evaluation) -> dict[int, Interval]:
+        means = {length: _mean_score(stage, tasks, length) for length in stage.lengths}
+        return {length: mean for length, mean in means.items() if mean is not None}
+
+    kind = _Kind(title, ("prompt, tokens", "right answers, share"), points, finish)
+    return _chart(stages, kind, caption)
 
 
-def _accuracies(stage: Evaluation) -> dict[int, Interval]:
-    measured = {length: stage.accuracy(length) for length in stage.lengths}
-    return {length: interval for length, interval in measured.items() if interval is not None}
+def _mean_score(stage: Evaluation, tasks: Sequence[str], length: int) -> Interval | None:
+    """None unless all tasks were asked: a mean of fewer is another quantity."""
+    if len(tasks) == 1:
+        return stage.score(tasks[0], length)
+    asked = [stage.asked(task, length) for task in tasks]
+    scores = [each.scores for each in asked if each is not None]
+    return bootstrap_mean_of_tasks(scores, seed=stage.seed) if len(scores) == len(tasks) else None
 
 
-def _draw(
-    stages: Sequence[Evaluation],
-    title: str,
-    labels: tuple[str, str],
-    points: Points,
-    finish: Finish = lambda axes: None,
-) -> str:
-    """One chart with a series per stage over a logarithmic axis of tokens, as inline SVG."""
-    with _style(title):
-        figure = Figure(figsize=(_WIDTH, _HEIGHT + _LEGEND_ROW * len(stages)), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_xscale("log", base=2)
-        axes.set_xlabel(labels[0])
-        axes.set_ylabel(labels[1])
-        series = [points(stage) for stage in stages]
-        for number, (stage, intervals) in enumerate(zip(stages, series, strict=True)):
-            shift = 2 ** (_DODGE * (number - (len(stages) - 1) / 2))
-            _plot(axes, number, stage.label, intervals, shift)
-        _mark_lengths(axes, sorted(set().union(*series)), stages[0].trained_length)
-        finish(axes)
-        figure.legend(loc="outside upper left", handlelength=3.5)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(buffer.getvalue(), title)
+def _chart(stages: Sequence[Evaluation], kind: _Kind, caption: str) -> Chart:
+    series = {id(stage): kind.points(stage) for stage in stages}
+    groups = by_method(stages)
+    limits = _limits(series.values()) if len(groups) > 1 else None
+    legend_rows = max(len(members) for _, members in groups)
+    panels = []
+    for number, (name, members) in enumerate(groups):
+        with style(f"{kind.title} {number}"):
+            drawn = [(stage.label, series[id(stage)]) for stage in members]
+            figure = _figure(drawn, kind, limits, stages[0].trained_length, legend_rows)
+            label = f"{kind.title}, {name}" if name else kind.title
+            panels.append(Panel(name, inline(as_svg(figure), label)))
+    return Chart(kind.title, caption, tuple(panels))
 
 
-def _style(title: str) -> AbstractContextManager[None]:
-    return mpl.rc_context(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": title,  # ids are unique on the page and equal from run to run
-            "font.family": "sans-serif",
-            "font.size": 11,
-            "text.color": _INK,
-            "axes.edgecolor": _INK,
-            "axes.labelcolor": _INK,
-            "xtick.color": _INK,
-            "ytick.color": _INK,
-            "grid.color": _GRID,
-            "axes.grid": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-        }
-    )
+def _limits(series: Iterable[Mapping[int, Interval]]) -> tuple[float, float] | None:
+    """What panels that are to be compared span; None where nothing is finite."""
+    ends = [
+        end
+        for intervals in series
+        for interval in intervals.values()
+        for end in (interval.value, interval.low, interval.high)
+        if math.isfinite(end)
+    ]
+    if not ends:
+        return None
+    margin = 0.05 * (max(ends) - min(ends)) or 0.1
+    return min(ends) - margin, max(ends) + margin
+
+
+def _figure(
+    drawn: Sequence[tuple[str, Mapping[int, Interval]]],
+    kind: _Kind,
+    limits: tuple[float, float] | None,
+    trained_length: int,
+    legend_rows: int,
+) -> Figure:
+    """A series per stage over a logarithmic axis of tokens."""
+    width = _WIDTH if limits is None else _PANEL_WIDTH
+    size = (width, _HEIGHT + _LEGEND_ROW * legend_rows)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel(kind.labels[0])
+    axes.set_ylabel(kind.labels[1])
+    for number, (label, intervals) in enumerate(drawn):
+        shift = 2 ** (_DODGE * (number - (len(drawn) - 1) / 2))
+        _plot(axes, number, label, intervals, shift)
+    if limits is not None:
+        axes.set_ylim(limits)
+    _mark_lengths(axes, sorted(set().union(*(points for _, points in drawn))), trained_length)
+    kind.finish(axes)
+    figure.legend(loc="outside upper left", handlelength=3.5)
+    return figure
 
 
 def _plot(
@@ -177,15 +194,15 @@ def _plot(
     values = [interval.value for interval in intervals.values()]
     below = [interval.value - interval.low for interval in intervals.values()]
     above = [interval.high - interval.value for interval in intervals.values()]
-    style = number % len(_SERIES)
+    kind = number % len(SERIES)
     axes.errorbar(
         [length * shift for length in intervals],
         values,
         yerr=[_finite(below), _finite(above)],
         label=label,
-        color=_SERIES[style],
-        marker=_MARKERS[style],
-        linestyle=_DASHES[style],
+        color=SERIES[kind],
+        marker=_MARKERS[kind],
+        linestyle=_DASHES[kind],
         capsize=3,
         elinewidth=1,
     )
@@ -200,7 +217,7 @@ def _mark_lengths(axes: Axes, lengths: Sequence[int], trained_length: int) -> No
     axes.xaxis.set_major_locator(FixedLocator(lengths))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda length, _: f"{length:.0f}")
-    axes.axvline(trained_length, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.axvline(trained_length, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     where = axes.get_xaxis_transform()
     label = f"trained to {trained_length}"
     axes.text(trained_length, 1.01, label, transform=where, ha="center", va="bottom")
@@ -211,7 +228,7 @@ def _about_zero(axes: Axes) -> None:
     axes.set_yscale("symlog", linthresh=_LINEAR, linscale=1.5)
     axes.margins(y=0.1)
     low, high = axes.get_ylim()
-    sizes = [size * 10.0**power for power in (-1, 0, 1) for size in (1, 2, 5)]
+    sizes = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
     marks = [-size for size in sizes] + [-0.05, 0.0, 0.05] + sizes
     axes.yaxis.set_major_locator(FixedLocator([mark for mark in marks if low <= mark <= high]))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -222,20 +239,4 @@ def _about_zero(axes: Axes) -> None:
 
 
 def _level(axes: Axes, value: float) -> None:
-    axes.axhline(value, color=_INK, linewidth=1, linestyle=(0, (1, 2)))
-
-
-def _inline(svg: str, title: str) -> str:
-    """The <svg> element alone: no fixed size, no metadata, the page's colours and font."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) xmlns="[^"]*"', r"\1", svg)
-    svg = re.sub(r' xmlns:xlink="[^"]*"| width="[\d.]+pt"| height="[\d.]+pt"', "", svg)
-    svg = re.sub(r"'DejaVu Sans',[^;\"]*sans-serif", "var(--font)", svg)
-    # Matplotlib names its groups alike in every figure; a page may use an id once.
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    for placeholder, variable in {_INK: "ink", _GRID: "grid"}.items():
-        svg = svg.replace(placeholder, f"var(--{variable})")
-    for number, placeholder in enumerate(_SERIES):
-        svg = svg.replace(placeholder, f"var(--series-{number})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    axes.axhline(value, color=INK, linewidth=1, linestyle=(0, (1, 2)))

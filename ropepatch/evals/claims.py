@@ -7,8 +7,9 @@ from typing import Literal
 from ropepatch.errors import DataError
 from ropepatch.evals.evaluation import Comparison, Evaluation, compare
 from ropepatch.evals.statistics import Interval
+from ropepatch.evals.wording import tasks_of
 
-Verdict = Literal["yes", "no", "unclear", "not measured"]
+Reply = Literal["yes", "no", "unclear", "not measured"]
 
 #: Nats per token that a longer context may cost within the trained length.
 PRICE_TOLERANCE = 0.03
@@ -28,7 +29,7 @@ class Claim:
     """A question and its answer."""
 
     question: str
-    verdict: Verdict
+    verdict: Reply
     interval: Interval | None
     unit: str  #: "nats per token" or "of prompts"
     detail: str  #: what the number is
@@ -43,7 +44,7 @@ def headline(stages: Sequence[Evaluation], checks: Sequence[Check] = ()) -> list
     claims = [_context_helps(last, length)]
     if len(stages) > 1:
         claims.append(_short_context_kept(compare(first, last), last))
-    claims.append(_retrieves(last, length))
+    claims += [_answers(last, task, length) for task in tasks_of([last])]
     return claims + [_checked(check) for check in checks]
 
 
@@ -85,17 +86,21 @@ def _short_context_kept(comparison: Comparison, stage: Evaluation) -> Claim:
     )
 
 
-def _retrieves(stage: Evaluation, length: int) -> Claim:
-    accuracy = stage.accuracy(length)
-    question = f"Is a value found again in {length} tokens?"
+def _answers(stage: Evaluation, task: str, length: int) -> Claim:
+    accuracy = stage.score(task, length)
+    question = f"Is {task} answered in {length} tokens?"
+    if task == "kv":
+        question = f"Is a value found again in {length} tokens?"
     if accuracy is None:
-        reason = stage.configuration.get("no_retrieval") or f"no prompts of {length} tokens"
-        return Claim(question, "not measured", None, "of prompts", str(reason))
-    chance = stage.retrieval[length].chance
-    verdict: Verdict = "yes" if accuracy.low > chance else "no"
+        not_asked = stage.configuration.get("not_asked")
+        reason = not_asked.get(task) if isinstance(not_asked, dict) else None
+        detail = str(reason or f"no prompts of {length} tokens")
+        return Claim(question, "not measured", None, "of prompts", detail)
+    chance = stage.tasks[task][length].chance
+    verdict: Reply = "yes" if accuracy.low > chance else "no"
     if accuracy.low <= chance <= accuracy.high:
         verdict = "unclear"
-    within = stage.accuracy(stage.reference_length)
+    within = stage.score(task, stage.reference_length)
     near = f", {within.value:.3f} in {stage.reference_length} tokens" if within else ""
     return Claim(
         question=question,
@@ -107,13 +112,13 @@ def _retrieves(stage: Evaluation, length: int) -> Claim:
 
 
 def _checked(check: Check) -> Claim:
-    verdict: Verdict = "not measured"
+    verdict: Reply = "not measured"
     if check.passed is not None:
         verdict = "yes" if check.passed else "no"
     return Claim(check.question, verdict, None, "", check.detail)
 
 
-def _below(interval: Interval, bound: float) -> Verdict:
+def _below(interval: Interval, bound: float) -> Reply:
     """Whether the whole interval lies below `bound`."""
     if not interval.bounded:
         return "unclear"

@@ -1,15 +1,25 @@
 """What one evaluation measured, and the paired difference of two."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ropepatch.errors import DataError
-from ropepatch.evals.retrieval import RetrievalScores
-from ropepatch.evals.statistics import Floats, Interval, bootstrap_mean, paired_difference, wilson
+from ropepatch.evals.statistics import (
+    Floats,
+    Interval,
+    bootstrap_mean,
+    mean_score,
+    paired_difference,
+)
+from ropepatch.evals.tasks.scores import TaskScores
+
+if TYPE_CHECKING:
+    from ropepatch.evals.perplexity import Perplexity
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Bin = tuple[int, int]  #: tokens first … last + 1 of a window
@@ -26,10 +36,13 @@ class Evaluation:
     documents: NDArray[np.int64]  #: (windows,) document of each window, the unit of the bootstrap
     target_losses: Mapping[int, NDArray[np.float32]]  #: by length, (windows, targets), in nats
     position_losses: NDArray[np.float32]  #: (windows, longest − 1), see losses.py, in nats
-    retrieval: Mapping[int, RetrievalScores]  #: by length; a length without prompts is absent
+    tasks: Mapping[
+        str, Mapping[int, TaskScores]
+    ]  #: by name and length; what was not asked is absent
     protocol: str  #: equal for two evaluations that read the same tokens
     configuration: Mapping[str, Json]
     seed: int = 0
+    perplexities: Sequence["Perplexity"] = ()  #: by a named protocol, where one was asked for
 
     def target_loss(self, length: int) -> Interval:
         """Loss of the fixed targets in a window of `length` tokens."""
@@ -68,22 +81,20 @@ class Evaluation:
         first, end = positions
         return _row_means(self.position_losses[:, first - 1 : end - 1])
 
-    def accuracy(self, length: int) -> Interval | None:
-        """Share of right answers, or None where nothing was asked."""
-        scores = self.retrieval.get(length)
-        return None if scores is None else wilson(int(scores.correct.sum()), len(scores.correct))
+    def asked(self, task: str, length: int) -> TaskScores | None:
+        """The scores of a task at a length, or None where nothing was asked."""
+        return self.tasks.get(task, {}).get(length)
 
-    def far_accuracy(self, length: int) -> Interval | None:
-        """The same over keys further from their query than the trained length."""
-        scores = self.retrieval.get(length)
-        if scores is None or not (far := scores.distance >= self.trained_length).any():
+    def score(self, task: str, length: int, *, beyond: int = 0) -> Interval | None:
+        """Mean score of the prompts whose needle is at least `beyond` tokens away; None for none."""
+        if (asked := self.asked(task, length)) is None:
             return None
-        return wilson(int(scores.correct[far].sum()), int(far.sum()))
+        scores = asked.scores[asked.distances >= beyond] if beyond else asked.scores
+        return mean_score(scores, seed=self.seed) if len(scores) else None
 
-    @property
-    def chance(self) -> float | None:
-        """Share of right answers that guessing gives; None where nothing was asked."""
-        return max((scores.chance for scores in self.retrieval.values()), default=None)
+    def chance(self, task: str) -> float | None:
+        """Mean score that guessing gives in a task; None where nothing was asked."""
+        return max((scores.chance for scores in self.tasks.get(task, {}).values()), default=None)
 
     def target_means(self, length: int) -> Floats:
         """Mean loss of the fixed targets in a window of `length` tokens, (windows,)."""
@@ -99,7 +110,7 @@ class Comparison:
     target_losses: Mapping[int, Interval]  #: by length, in nats per token
     bin_losses: Mapping[Bin, Interval]  #: by position bin, in nats per token
     within_trained: Interval  #: all tokens within the trained length, in nats per token
-    accuracies: Mapping[int, Interval]  #: by length; a length without prompts is absent
+    tasks: Mapping[str, Mapping[int, Interval]]  #: by name and length; what was not asked is absent
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
@@ -124,9 +135,12 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
         },
         bin_losses={b: difference(before.bin_means(b), after.bin_means(b)) for b in before.bins},
         within_trained=difference(before.bin_means(trained), after.bin_means(trained)),
-        accuracies={
-            length: _accuracy_difference(scores, after.retrieval[length], before.seed)
-            for length, scores in before.retrieval.items()
+        tasks={
+            task: {
+                length: paired_score(scores, after.tasks[task][length], before.seed)
+                for length, scores in by_length.items()
+            }
+            for task, by_length in before.tasks.items()
         },
     )
 
@@ -136,7 +150,7 @@ def _row_means(losses: NDArray[np.float32]) -> Floats:
     return means
 
 
-def _accuracy_difference(before: RetrievalScores, after: RetrievalScores, seed: int) -> Interval:
-    prompts = np.arange(len(before.correct))
-    first, second = before.correct.astype(np.float64), after.correct.astype(np.float64)
-    return paired_difference(first, second, prompts, seed=seed)
+def paired_score(before: TaskScores, after: TaskScores, seed: int) -> Interval:
+    """Change of the mean score, prompt by prompt."""
+    prompts = np.arange(len(before.scores))
+    return paired_difference(before.scores, after.scores, prompts, seed=seed)

@@ -1,6 +1,8 @@
 """What was run, written down so that it can be run again: protocol, patch, versions."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import transformers
@@ -9,9 +11,12 @@ from transformers import PreTrainedModel
 from ropepatch import __version__
 from ropepatch.errors import ConfigError
 from ropepatch.evals.evaluation import Json
+from ropepatch.evals.tasks.prompt import Prompt
 from ropepatch.evals.windows import Windows
 from ropepatch.methods import make_method
 from ropepatch.patch import patch_info
+
+Mode = Literal["forced_choice", "teacher_forced", "generate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +27,14 @@ class Protocol:
     trained_length: int  #: tokens that the checkpoint was trained to
     targets: int  #: tokens at the end of each window that are scored at every length
     windows: int
-    prompts: int  #: retrieval prompts per length, 0 for none
+    prompts: int  #: per task and length, 0 for none
     pairs: int  #: key–value pairs in a retrieval prompt
     bos: bool  #: whether windows and prompts start with BOS
     seed: int
+    tasks: tuple[str, ...] = ("kv",)  #: or groups of them
+    mode: Mode | None = (
+        None  #: how answers are taken; None: a choice where there is one, else generated
+    )
 
     def __post_init__(self) -> None:
         if not self.lengths or tuple(sorted(set(self.lengths))) != self.lengths:
@@ -76,6 +85,8 @@ def protocol_settings(protocol: Protocol, windows: Windows) -> dict[str, Json]:
         "pairs": protocol.pairs,
         "bos": protocol.bos,
         "seed": protocol.seed,
+        "tasks": list(protocol.tasks),
+        "mode": protocol.mode,
     }
 
 
@@ -91,4 +102,19 @@ def model_settings(model: PreTrainedModel) -> dict[str, Json]:
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
         },
+    }
+
+
+def real_lengths(
+    lengths: Sequence[int], windows: Windows, prompts: Iterable[Prompt]
+) -> dict[str, Json]:
+    """Tokens of what the model is given, by the length asked for, and how much of it is shorter."""
+    read = {
+        length: [windows.suffix(length).shape[1]] * len(windows.documents) for length in lengths
+    }
+    for prompt in prompts:
+        read[prompt.length].append(len(prompt.input_ids) + prompt.max_new_tokens)
+    return {
+        "real_lengths": {str(length): [*sorted(set(found))] for length, found in read.items()},
+        "truncated": sum(n < length for length, found in read.items() for n in found),
     }

@@ -5,6 +5,7 @@ column t − 1 of a loss array holds it. Encoder–decoder models read the token
 the encoder, and predict the scored ones in the decoder: the context of a token is the same.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
@@ -13,20 +14,54 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ropepatch.errors import DataError
 from ropepatch.evals.windows import Windows
 
 #: Large enough to fill the cores, small enough that activations stay in the cache.
 TOKENS_PER_BATCH = 4096
-#: Logits of 1024 tokens at a vocabulary of 128,000 are 0.5 GB in float32.
-TOKENS_PER_CHUNK = 1024
+#: That exist at a time on a CPU: 8 MiB in float32. For more, the C library asks the system for new
+#: pages every time, which takes longer than to compute what is on them.
+LOGITS_PER_CHUNK = 1 << 21
+_ON_ACCELERATORS = 32  #: times as many, as they need more at once to be fast
+_LEAST_TOKENS = 32  #: of a chunk, so that the head's weights are not read for a few tokens only
 #: Mean difference in nats up to which a pass over a prefix counts as the same.
 _ONE_PASS_TOLERANCE = 1e-3
+
+#: Tokens at which attention costs as much as the rest of a small model; only progress uses it.
+_QUADRATIC_FROM = 2048
 
 Tick = Callable[[int, int], None]  #: told (sequences, length) after each batch
 
 
 def no_tick(sequences: int, length: int) -> None:
     """For callers that show no progress."""
+
+
+def work(sequences: int, length: int) -> float:
+    """What a batch costs: by tokens and their square."""
+    return sequences * length * (1 + length / _QUADRATIC_FROM)
+
+
+def share_ticker(total: float, progress: Callable[[float], None]) -> Tick:
+    """Turns finished batches into the share of `total`, the work of them all."""
+    done = 0.0
+
+    def tick(sequences: int, length: int) -> None:
+        nonlocal done
+        done += work(sequences, length)
+        progress(min(1.0, done / total) if total else 1.0)
+
+    return tick
+
+
+def check_vocabulary(model: PreTrainedModel, input_ids: Tensor) -> None:
+    """Raise DataError for tokens that the model does not know."""
+    rows = int(model.config.get_text_config().vocab_size)
+    if (largest := int(input_ids.max())) >= rows:
+        raise DataError(
+            f"the tokenizer gives token {largest}, but the model knows {rows} tokens; load the "
+            "tokenizer that was saved with this model"
+        )
 
 
 def plain_head(model: PreTrainedModel) -> nn.Module | None:
@@ -49,39 +84,54 @@ def plain_head(model: PreTrainedModel) -> nn.Module | None:
 
 
 def token_losses(
-    model: PreTrainedModel, input_ids: Tensor, *, keep: int | None = None, head: nn.Module | None
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    *,
+    keep: int | None = None,
+    head: nn.Module | None,
+    read_last: bool = True,
 ) -> Tensor:
     """Float32 losses of the last `keep` tokens (all but the first if None), (batch, keep).
 
-    `head` is what plain_head found; with it, logits exist for one chunk of tokens at a time.
+    `head` is what plain_head found; with it, logits exist for one chunk of tokens at a time. The last
+    token predicts nothing, but a causal model reads it, as with `model(labels=…)`, if `read_last`.
     """
     input_ids = input_ids.to(model.device)
-    keep = input_ids.shape[1] - 1 if keep is None else keep
+    length = input_ids.shape[1]
+    keep = length - 1 if keep is None else keep
     labels = input_ids[:, -keep:].reshape(-1)
+    read = input_ids if read_last else input_ids[:, :-1]
+    chunk = _tokens_per_chunk(model)
     if head is None:
-        logits = _target_logits(model, input_ids, keep).flatten(0, 1)
-        parts: Iterator[Tensor] = iter(logits.split(TOKENS_PER_CHUNK))
+        logits = _target_logits(model, read, input_ids, keep).flatten(0, 1)
+        parts: Iterator[Tensor] = iter(logits.split(chunk))
     else:
-        decoder = model.get_decoder()
-        states = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
-        states = states[:, -keep - 1 : -1].flatten(0, 1)
-        parts = (head(chunk) for chunk in states.split(TOKENS_PER_CHUNK))
+        states = model.get_decoder()(input_ids=read, use_cache=False).last_hidden_state
+        states = states[:, length - keep - 1 : length - 1].flatten(0, 1)
+        parts = (head(some) for some in states.split(chunk))
     losses = [
-        F.cross_entropy(logits.float(), chunk, reduction="none")
-        for logits, chunk in zip(parts, labels.split(TOKENS_PER_CHUNK), strict=True)
+        F.cross_entropy(logits.float(), some, reduction="none")
+        for logits, some in zip(parts, labels.split(chunk), strict=True)
     ]
     return torch.cat(losses).view(len(input_ids), keep).cpu()
 
 
-def _target_logits(model: PreTrainedModel, input_ids: Tensor, keep: int) -> Tensor:
+def _tokens_per_chunk(model: PreTrainedModel) -> int:
+    """Tokens whose logits exist at a time."""
+    logits = LOGITS_PER_CHUNK * (1 if model.device.type == "cpu" else _ON_ACCELERATORS)
+    return max(_LEAST_TOKENS, logits // int(model.config.get_text_config().vocab_size))
+
+
+def _target_logits(model: PreTrainedModel, read: Tensor, input_ids: Tensor, keep: int) -> Tensor:
     """Logits that predict the last `keep` tokens, (batch, keep, vocabulary)."""
     if model.config.is_encoder_decoder:
         prefix, targets = input_ids[:, :-keep], input_ids[:, -keep:].contiguous()
         # The model shifts the labels itself, to make of them what the decoder reads.
         logits: Tensor = model(input_ids=prefix, labels=targets, use_cache=False).logits
         return logits
-    logits = model(input_ids=input_ids, use_cache=False).logits
-    return logits[:, -keep - 1 : -1]
+    logits = model(input_ids=read, use_cache=False).logits
+    last = input_ids.shape[1] - 1
+    return logits[:, last - keep : last]
 
 
 def batched_losses(
@@ -91,16 +141,26 @@ def batched_losses(
     keep: int | None = None,
     head: nn.Module | None,
     tick: Tick = no_tick,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """token_losses of many sequences (sequences, keep), a few at a time."""
+    """token_losses of many sequences (sequences, keep), a few at a time.
+
+    `out` takes them, and what is done there already is not done again: rows are NaN until they are.
+    A loss that is not a number is infinite.
+    """
     length = input_ids.shape[1]
-    losses = []
-    for batch in input_ids.split(max(1, TOKENS_PER_BATCH // length)):
-        # Not inference_mode: a module that caches what it computes here may be trained afterwards.
-        with torch.no_grad():
-            losses.append(token_losses(model, batch, keep=keep, head=head))
-        tick(len(batch), length)
-    return torch.cat(losses)
+    keep = length - 1 if keep is None else keep
+    out = torch.full((len(input_ids), keep), math.nan) if out is None else out
+    per_batch = max(1, TOKENS_PER_BATCH // length)
+    for batch, rows in zip(input_ids.split(per_batch), out.split(per_batch), strict=True):
+        # Whole batches whatever is done: the last bits of a loss depend on its neighbours.
+        if rows.isnan().any():
+            # Not inference_mode: a module that caches what it computes may be trained afterwards.
+            with torch.no_grad():
+                losses = token_losses(model, batch, keep=keep, head=head)
+            rows.copy_(losses.nan_to_num(nan=math.inf, posinf=math.inf))
+            tick(len(batch), length)
+    return out
 
 
 def bin_edges(lengths: Sequence[int]) -> tuple[int, ...]:
@@ -136,9 +196,17 @@ def one_pass_is_exact(
         return False
     window = windows.prefix(longest)[:1]
     with torch.no_grad():
-        whole = token_losses(model, window, head=head)[:, : longest // 2 - 1]
-        alone = token_losses(model, window[:, : longest // 2], head=head)
-    return float((whole - alone).abs().mean()) < _ONE_PASS_TOLERANCE
+        whole = token_losses(model, window, head=head)
+    return prefix_is_exact(model, window[:, : longest // 2], whole, head=head)
+
+
+def prefix_is_exact(
+    model: PreTrainedModel, prefix: Tensor, whole: Tensor, *, head: nn.Module | None
+) -> bool:
+    """Whether a prefix (1, tokens) has alone the losses that it has in the `whole` (1, more tokens)."""
+    with torch.no_grad():
+        alone = token_losses(model, prefix, head=head)
+    return float((whole[:, : alone.shape[1]] - alone).abs().mean()) < _ONE_PASS_TOLERANCE
 
 
 def position_losses(
@@ -148,10 +216,12 @@ def position_losses(
     *,
     head: nn.Module | None,
     tick: Tick = no_tick,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Loss of every token of every window, (windows, longest − 1), from runs that end at `ends`."""
-    parts = [
-        batched_losses(model, windows.prefix(end), keep=end - start, head=head, tick=tick)
-        for start, end in pairwise(ends)
-    ]
-    return torch.cat(parts, dim=1)
+    out = torch.full((len(windows.input_ids), ends[-1] - 1), math.nan) if out is None else out
+    for start, end in pairwise(ends):
+        part = out[:, start - 1 : end - 1]
+        prefix = windows.prefix(end)
+        batched_losses(model, prefix, keep=end - start, head=head, tick=tick, out=part)
+    return out

@@ -1,32 +1,23 @@
 """report.json with every number, and report.html: one file, no network, any screen."""
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from ropepatch.errors import CheckpointError, ConfigError
-from ropepatch.evals.claims import Check, Claim, extended_length, headline, multiple
+from ropepatch.evals.as_json import interval_json, verdict_json
+from ropepatch.evals.claims import Check, Claim, extended_length, headline
 from ropepatch.evals.evaluation import Comparison, Evaluation, Json
-from ropepatch.evals.statistics import CONFIDENCE, Interval
-from ropepatch.evals.wording import MISSING, show_number, show_range
+from ropepatch.evals.page_ledger import ledger
+from ropepatch.evals.page_tables import cell, number_tables
+from ropepatch.evals.page_verdicts import candidate_rows, method_grid
+from ropepatch.evals.patches import TOGETHER
+from ropepatch.evals.statistics import CONFIDENCE
+from ropepatch.evals.verdict import Verdict
 from ropepatch.whole_files import write_whole
 
-SCHEMA = 1  #: of report.json; rises when a reader of the old one would go wrong
-
-
-@dataclass(frozen=True)
-class _Cell:
-    value: str
-    ends: str
-
-
-@dataclass(frozen=True)
-class _Table:
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[_Cell, ...]], ...]
+SCHEMA = 2  #: of report.json; rises when a reader of the old one would go wrong
 
 
 def write_report(
@@ -37,14 +28,17 @@ def write_report(
     title: str,
     notes: Sequence[str] = (),
     checks: Sequence[Check] = (),
+    verdicts: Sequence[Verdict] = (),
 ) -> Path:
     """Write report.json and report.html into `directory`; the page's path.
 
     Each file is whole or as it was before. Raises CheckpointError when the directory takes no
     files.
     """
-    numbers = _report_json(stages, comparisons, title=title, notes=notes, checks=checks)
-    page = _render(stages, comparisons, title=title, notes=notes, checks=checks)
+    numbers = _report_json(
+        stages, comparisons, title=title, notes=notes, checks=checks, verdicts=verdicts
+    )
+    page = _render(stages, comparisons, title=title, notes=notes, checks=checks, verdicts=verdicts)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(
@@ -64,8 +58,9 @@ def _report_json(
     comparisons: Sequence[Comparison],
     *,
     title: str,
-    notes: Sequence[str] = (),
-    checks: Sequence[Check] = (),
+    notes: Sequence[str],
+    checks: Sequence[Check],
+    verdicts: Sequence[Verdict],
 ) -> dict[str, Json]:
     """Every number of the report with its interval, and the configuration of every stage."""
     claims = headline(stages, checks)
@@ -78,6 +73,7 @@ def _report_json(
         "claims": [_claim_json(claim) for claim in claims],
         "stages": [_stage_json(stage) for stage in stages],
         "comparisons": [_comparison_json(comparison) for comparison in comparisons],
+        "verdicts": [verdict_json(verdict) for verdict in verdicts],
         "checks": [asdict(check) for check in checks],
         "notes": list(notes),
     }
@@ -87,18 +83,10 @@ def _claim_json(claim: Claim) -> dict[str, Json]:
     return {
         "question": claim.question,
         "verdict": claim.verdict,
-        "number": _interval_json(claim.interval),
+        "number": interval_json(claim.interval),
         "unit": claim.unit,
         "detail": claim.detail,
     }
-
-
-def _interval_json(interval: Interval | None) -> Json:
-    """Numbers as JSON; None for what was not measured, null for an end that is not known."""
-    if interval is None:
-        return None
-    ends = {"value": interval.value, "low": interval.low, "high": interval.high}
-    return {name: number if math.isfinite(number) else None for name, number in ends.items()}
 
 
 def _stage_json(stage: Evaluation) -> dict[str, Json]:
@@ -109,28 +97,31 @@ def _stage_json(stage: Evaluation) -> dict[str, Json]:
         "fixed_target_loss": [
             {
                 "length": length,
-                "loss": _interval_json(stage.target_loss(length)),
-                "context_gain": _interval_json(stage.context_gain(length)),
+                "loss": interval_json(stage.target_loss(length)),
+                "context_gain": interval_json(stage.context_gain(length)),
             }
             for length in stage.lengths
         ],
         "loss_by_position": [
-            {"from": first, "to": end, "loss": _interval_json(stage.bin_loss((first, end)))}
+            {"from": first, "to": end, "loss": interval_json(stage.bin_loss((first, end)))}
             for first, end in stage.bins
         ],
-        "retrieval": [_retrieval_json(stage, length) for length in stage.lengths],
+        "tasks": {
+            task: [_scores_json(stage, task, length) for length in stage.lengths]
+            for task in stage.tasks
+        },
     }
 
 
-def _retrieval_json(stage: Evaluation, length: int) -> Json:
-    scores = stage.retrieval.get(length)
+def _scores_json(stage: Evaluation, task: str, length: int) -> Json:
+    asked = stage.asked(task, length)
+    far = stage.score(task, length, beyond=stage.trained_length)
     return {
         "length": length,
-        "accuracy": _interval_json(stage.accuracy(length)),
-        "accuracy_beyond_trained_length": _interval_json(stage.far_accuracy(length)),
-        "prompts": None if scores is None else len(scores.correct),
-        "correct": None if scores is None else int(scores.correct.sum()),
-        "chance": None if scores is None else scores.chance,
+        "score": interval_json(stage.score(task, length)),
+        "score_beyond_trained_length": interval_json(far),
+        "prompts": None if asked is None else len(asked.scores),
+        "chance": None if asked is None else asked.chance,
     }
 
 
@@ -138,19 +129,22 @@ def _comparison_json(comparison: Comparison) -> dict[str, Json]:
     return {
         "before": comparison.before,
         "after": comparison.after,
-        "within_trained_length": _interval_json(comparison.within_trained),
+        "within_trained_length": interval_json(comparison.within_trained),
         "fixed_target_loss": [
-            {"length": length, "difference": _interval_json(difference)}
+            {"length": length, "difference": interval_json(difference)}
             for length, difference in comparison.target_losses.items()
         ],
         "loss_by_position": [
-            {"from": first, "to": end, "difference": _interval_json(difference)}
+            {"from": first, "to": end, "difference": interval_json(difference)}
             for (first, end), difference in comparison.bin_losses.items()
         ],
-        "retrieval": [
-            {"length": length, "difference": _interval_json(difference)}
-            for length, difference in comparison.accuracies.items()
-        ],
+        "tasks": {
+            task: [
+                {"length": length, "difference": interval_json(difference)}
+                for length, difference in by_length.items()
+            ]
+            for task, by_length in comparison.tasks.items()
+        },
     }
 
 
@@ -161,78 +155,40 @@ def _render(
     title: str,
     notes: Sequence[str],
     checks: Sequence[Check],
+    verdicts: Sequence[Verdict],
 ) -> str:
     try:
         # Only the page needs them; evaluating and comparing work without.
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
         from ropepatch.evals.charts import draw_charts
+        from ropepatch.evals.heat_map import draw_maps
     except ImportError as error:
         raise ConfigError(
             f"the report needs {error.name}, which is not installed; run pip install "
             "'ropepatch[eval]'"
         ) from error
+    candidates = candidate_rows(stages, verdicts)
     environment = Environment(
         loader=PackageLoader("ropepatch.evals"), autoescape=True, undefined=StrictUndefined
     )
     return environment.get_template("report.html.j2").render(
         title=title,
         stages=stages,
+        # Of many candidates, the last one alone is not what a reader asks about.
         claims=[
-            (claim, _cell(claim.interval, signed="nats" in claim.unit))
+            (claim, cell(claim.interval, signed="nats" in claim.unit))
             for claim in headline(stages, checks)
+            if not verdicts or claim.question in {check.question for check in checks}
         ],
+        candidates=candidates,
+        base=verdicts[0].base if verdicts else "",
+        grid=method_grid(stages, candidates),
         charts=draw_charts(stages),
-        tables=_tables(stages, comparisons),
+        maps=draw_maps(stages),
+        together=TOGETHER,
+        tables=number_tables(stages, comparisons),
+        ledger=ledger(stages),
         notes=notes,
         configuration=json.dumps([dict(stage.configuration) for stage in stages], indent=2),
     )
-
-
-def _tables(stages: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> list[_Table]:
-    labels = tuple(stage.label for stage in stages)
-    first = stages[0]
-    rows = [(length, f"{length} ({multiple(first, length)})") for length in first.lengths]
-    losses = [(name, tuple(_cell(s.target_loss(n)) for s in stages)) for n, name in rows]
-    gains = [(name, tuple(_gain_cell(s, n) for s in stages)) for n, name in rows]
-    found = [(name, tuple(_cell(s.accuracy(n)) for s in stages)) for n, name in rows]
-    bins = [
-        (f"{start}–{end - 1}", tuple(_cell(s.bin_loss((start, end))) for s in stages))
-        for start, end in first.bins
-    ]
-    chance = MISSING if first.chance is None else f"{first.chance:.3f}"
-    return [
-        _Table("Loss of the same tokens, nats per token", labels, tuple(losses)),
-        _Table(
-            f"Change from {first.reference_length} tokens, nats per token, paired",
-            labels,
-            tuple(gains),
-        ),
-        _Table(f"Retrieval, share of right answers (chance {chance})", labels, tuple(found)),
-        _Table("Loss by position, nats per token", labels, tuple(bins)),
-        *(_comparison_table(comparison) for comparison in comparisons),
-    ]
-
-
-def _comparison_table(comparison: Comparison) -> _Table:
-    rows = tuple(
-        (
-            str(length),
-            (_cell(loss, signed=True), _cell(comparison.accuracies.get(length), signed=True)),
-        )
-        for length, loss in comparison.target_losses.items()
-    )
-    title = f"{comparison.after} minus {comparison.before}, paired"
-    return _Table(title, ("loss, nats per token", "retrieval, share"), rows)
-
-
-def _gain_cell(stage: Evaluation, length: int) -> _Cell:
-    if length == stage.reference_length:
-        return _Cell("0", "reference")
-    return _cell(stage.context_gain(length), signed=True)
-
-
-def _cell(interval: Interval | None, *, signed: bool = False) -> _Cell:
-    if interval is None:
-        return _Cell(MISSING, "")
-    return _Cell(show_number(interval.value, signed=signed), show_range(interval, signed=signed))

@@ -6,6 +6,7 @@ prompts, by the interval of their difference, never by whether two intervals ove
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -47,22 +48,55 @@ def wilson(successes: int, trials: int) -> Interval:
     return Interval(rate, min(rate, centre - half), max(rate, centre + half))
 
 
+def mean_score(scores: Floats, *, seed: int = 0) -> Interval:
+    """The mean of prompts' `scores` (prompts,): Wilson's interval where all are right or wrong."""
+    if len(scores) and np.isin(scores, (0.0, 1.0)).all():
+        return wilson(int(scores.sum()), len(scores))
+    return bootstrap_mean(scores, np.arange(len(scores)), seed=seed)
+
+
 def bootstrap_mean(values: Floats, clusters: NDArray[np.int64], *, seed: int = 0) -> Interval:
     """The mean of `values` (units,), resampling whole `clusters` (units,) with replacement."""
     if len(values) == 0 or len(values) != len(clusters):
         raise DataError(f"{len(values)} values in {len(clusters)} clusters have no mean")
     _, members = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(members, weights=values)
+    sums: Floats = np.bincount(members, weights=values).astype(np.float64)
     counts = np.bincount(members)
-    mean = float(values.mean(dtype=np.float64))
-    if len(sums) == 1:
+    return bootstrap_ratio(sums, counts, seed=seed)
+
+
+def bootstrap_ratio(sums: Floats, weights: NDArray[np.int64], *, seed: int = 0) -> Interval:
+    """Σ sums / Σ weights, (clusters,) each, resampling clusters with replacement."""
+    mean = float(sums.sum() / weights.sum())
+    if len(sums) == 1 or not math.isfinite(mean):
         return Interval(mean, math.nan, math.nan)
     # How often each cluster is drawn is multinomial, so a resample is one row of weights.
     shares = np.full(len(sums), 1 / len(sums))
     draws = np.random.default_rng(seed).multinomial(len(sums), shares, size=RESAMPLES)
-    means = (draws @ sums) / (draws @ counts)
+    means = (draws @ sums) / (draws @ weights)
     low, high = np.quantile(means, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
     return Interval(mean, float(low), float(high))
+
+
+def bootstrap_mean_of_tasks(tasks: Sequence[Floats], *, seed: int = 0) -> Interval:
+    """The plain mean of the tasks' means; prompts (prompts,) are resampled within each task.
+
+    A task counts the same whatever its prompts' number, and its choice is no matter of chance.
+    """
+    if not tasks or any(len(scores) == 0 for scores in tasks):
+        raise DataError(f"{len(tasks)} tasks with {[len(t) for t in tasks]} prompts have no mean")
+    means = np.mean([resampled_means(task, seed + n) for n, task in enumerate(tasks)], axis=0)
+    low, high = np.quantile(means, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    value = float(np.mean([scores.mean() for scores in tasks]))
+    return Interval(value, float(low), float(high))
+
+
+def resampled_means(scores: Floats, seed: int | Sequence[int]) -> Floats:
+    """Means of as many prompts drawn with replacement from `scores` (prompts,), (RESAMPLES,)."""
+    shares = np.full(len(scores), 1 / len(scores))
+    draws = np.random.default_rng(seed).multinomial(len(scores), shares, size=RESAMPLES)
+    means: Floats = draws @ scores / len(scores)
+    return means
 
 
 def paired_difference(
@@ -71,4 +105,6 @@ def paired_difference(
     """`after` minus `before`, unit by unit, resampling whole clusters."""
     if before.shape != after.shape:
         raise DataError(f"{before.shape} and {after.shape} values cannot be paired")
-    return bootstrap_mean(after.astype(np.float64) - before, clusters, seed=seed)
+    with np.errstate(invalid="ignore"):  # of two models that give no numbers
+        difference = after.astype(np.float64) - before
+    return bootstrap_mean(difference, clusters, seed=seed)

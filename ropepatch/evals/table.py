@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ropepatch.evals.claims import Check, Claim, headline
 from ropepatch.evals.evaluation import Comparison, Evaluation
-from ropepatch.evals.wording import MISSING, show_interval
+from ropepatch.evals.wording import MISSING, show_interval, task_name, task_title, tasks_of
 
 _STYLES = {"yes": "green", "no": "red", "unclear": "yellow", "not measured": "dim"}
 
@@ -21,9 +21,13 @@ def print_table(
     checks: Sequence[Check] = (),
     console: Console | None = None,
 ) -> None:
-    """Print losses, gains, retrieval and the headline, with 95 % intervals."""
+    """Print losses, gains, task scores and the headline, with 95 % intervals."""
     console = console or Console()
-    tables = [_losses(stages), _gains(stages), _retrieval(stages)]
+    tables = [
+        _losses(stages),
+        _gains(stages),
+        *(_scores(stages, task) for task in tasks_of(stages)),
+    ]
     tables += [_differences(comparison) for comparison in comparisons]
     for table in [*tables, _claims(headline(stages, checks))]:
         # Not as the table's own title, which wraps at the table's width.
@@ -72,12 +76,10 @@ def _gains(stages: Sequence[Evaluation]) -> Table:
     return table
 
 
-def _retrieval(stages: Sequence[Evaluation]) -> Table:
-    chances = [stage.chance for stage in stages if stage.chance is not None]
-    chance = f"chance {chances[0]:.3f}" if chances else "not measured"
-    table = _by_length(f"Retrieval, share of right answers ({chance}) [95 %]", stages)
+def _scores(stages: Sequence[Evaluation], task: str) -> Table:
+    table = _by_length(f"{task_title(task, stages)} [95 %]", stages)
     for length in stages[0].lengths:
-        cells = [show_interval(stage.accuracy(length), digits=2) for stage in stages]
+        cells = [show_interval(stage.score(task, length), digits=2) for stage in stages]
         table.add_row(str(length), *cells)
     return table
 
@@ -85,11 +87,15 @@ def _retrieval(stages: Sequence[Evaluation]) -> Table:
 def _differences(comparison: Comparison) -> Table:
     title = f"{comparison.after} minus {comparison.before} (paired) [95 %]"
     table = _table(title)
-    for column in ("tokens", "loss, nats per token", "retrieval"):
+    tasks = list(comparison.tasks) or ["kv"]
+    for column in ("tokens", "loss, nats per token", *map(task_name, tasks)):
         table.add_column(column, justify="right")
     for length, loss in comparison.target_losses.items():
-        accuracy = show_interval(comparison.accuracies.get(length), digits=2, signed=True)
-        table.add_row(str(length), show_interval(loss, signed=True), accuracy)
+        scores = [
+            show_interval(comparison.tasks.get(task, {}).get(length), digits=2, signed=True)
+            for task in tasks
+        ]
+        table.add_row(str(length), show_interval(loss, signed=True), *scores)
     return table
 
 

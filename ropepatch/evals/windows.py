@@ -1,6 +1,7 @@
 """Held-out windows: the same scored tokens at every context length, spread over documents."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,6 @@ class Windows:
     documents: NDArray[np.int64]  #: (windows,) the document that each window was cut from
     names: tuple[str, ...]  #: of the documents that windows were cut from
     too_short: tuple[str, ...]  #: documents that have no window of the longest length
-    texts: tuple[Tensor, ...]  #: tokens of the documents that windows were cut from
     bos: int | None  #: token that starts every window, if any
 
     def suffix(self, length: int) -> Tensor:
@@ -52,8 +52,8 @@ def held_out_windows(
 
     A window starts with BOS in every case or in none, so that no length has an advantage.
     """
-    tokens = [_without_bos(ids, tokenizer) for ids in encode(documents, tokenizer)]
-    rooms = [0 if len(ids) < longest else (len(ids) - longest) // targets + 1 for ids in tokens]
+    tokens = plain_tokens(documents, tokenizer)
+    rooms = [_room(len(ids), longest, targets) for ids in tokens]
     _check_room(documents, tokens, rooms, longest, count)
     shares = _spread(rooms, count, seed)
     used = [number for number, share in enumerate(shares) if share]
@@ -63,9 +63,30 @@ def held_out_windows(
         documents=np.repeat(np.arange(len(used)), [shares[n] for n in used]),
         names=tuple(documents[n].name for n in used),
         too_short=tuple(documents[n].name for n, room in enumerate(rooms) if room == 0),
-        texts=tuple(tokens[n] for n in used),
         bos=_bos_token(tokenizer) if bos else None,
     )
+
+
+def window_rooms(
+    documents: list[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    lengths: Iterable[int],
+    targets: int,
+) -> dict[int, int]:
+    """How many windows of each length the documents hold."""
+    tokens = plain_tokens(documents, tokenizer)
+    return {n: sum(_room(len(ids), n, targets) for ids in tokens) for n in lengths}
+
+
+def plain_tokens(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:
+    """Whole documents as tokens, without BOS."""
+    bos = tokenizer.bos_token_id
+    encoded = encode(documents, tokenizer)
+    return [ids[1:] if len(ids) and int(ids[0]) == bos else ids for ids in encoded]
+
+
+def _room(tokens: int, longest: int, targets: int) -> int:
+    return 0 if tokens < longest else (tokens - longest) // targets + 1
 
 
 def _check_room(
@@ -96,21 +117,23 @@ def _spread(rooms: list[int], count: int, seed: int) -> list[int]:
 
 
 def _cut(ids: Tensor, longest: int, count: int, targets: int) -> list[Tensor]:
-    """`count` windows with disjoint targets, at even distances up to the document's end."""
+    """`count` windows with disjoint targets; those of a smaller count are among them."""
     steps = (len(ids) - longest) // targets
-    starts = len(ids) - longest - targets * np.linspace(0, steps, count).astype(int)
-    return [ids[start : start + longest] for start in starts.tolist()]
+    starts = [len(ids) - longest - targets * slot for slot in _slots(steps)[:count]]
+    return [ids[start : start + longest] for start in sorted(starts, reverse=True)]
+
+
+def _slots(steps: int) -> list[int]:
+    """0 to `steps`: both ends, then the middle of what lies between, and so on."""
+    bits = steps.bit_length()
+    inner = sorted(range(1, steps), key=lambda slot: f"{slot:0{bits}b}"[::-1])
+    return list(dict.fromkeys([0, steps, *inner]))
 
 
 def _bos_token(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.bos_token_id is None:
         raise DataError("bos=True, but the tokenizer has no BOS token; use bos=False")
     return int(tokenizer.bos_token_id)
-
-
-def _without_bos(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    starts_with_bos = len(ids) > 0 and int(ids[0]) == tokenizer.bos_token_id
-    return ids[1:] if starts_with_bos else ids
 
 
 def _starting_with(bos: int | None, ids: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Numbers as the terminal and the page show them: aligned, signed where they are differences."""
 
 import math
+from collections.abc import Sequence
 
+from ropepatch.evals.evaluation import Evaluation
 from ropepatch.evals.statistics import Interval
 
 MISSING = "–"
@@ -32,3 +34,21 @@ def show_interval(interval: Interval | None, *, digits: int = 3, signed: bool = 
         return MISSING
     value = show_number(interval.value, digits=digits, signed=signed)
     return f"{value} {show_range(interval, digits=digits, signed=signed).replace(', ', ',')}"
+
+
+def tasks_of(stages: Sequence[Evaluation]) -> list[str]:
+    """Every task that was asked of a stage; key–value retrieval, to say so, where there is none."""
+    return list(dict.fromkeys(task for stage in stages for task in stage.tasks)) or ["kv"]
+
+
+def task_name(task: str) -> str:
+    """What a reader calls a task."""
+    return "retrieval" if task == "kv" else task
+
+
+def task_title(task: str, stages: Sequence[Evaluation]) -> str:
+    """The heading over its scores, with what guessing gives."""
+    chances = [chance for stage in stages if (chance := stage.chance(task)) is not None]
+    null = f"chance {chances[0]:.3f}" if chances else "not measured"
+    name = "Retrieval" if task == "kv" else task
+    return f"{name}, share of right answers ({null})"

@@ -56,7 +56,6 @@ def plan_measurement(recipe: Recipe, model: nn.Module, tokenizer: PreTrainedToke
             targets=min(targets),
             windows=evaluation.windows,
             prompts=evaluation.prompts,
-            is_encoder_decoder=pretrained_model(model).config.is_encoder_decoder,
         )
     except (ConfigError, DataError) as error:
         raise ConfigError(

@@ -1,0 +1,161 @@
+"""What is compared to a base: other checkpoints, adapters on it, and methods swapped in place.
+
+Only the base and one other model are loaded at a time; methods and adapters use the base itself.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from ropepatch.adapters.pretrained import pretrained_model
+from ropepatch.checkpoint import ADAPTER_CONFIG, load_pretrained, read_json, read_sidecar
+from ropepatch.errors import ConfigError, RopepatchError
+from ropepatch.evals.evaluation import Evaluation
+from ropepatch.evals.long_ppl import KeyTokens, find_key_tokens, long_perplexities
+from ropepatch.evals.perplexity import Perplexity, measure_perplexity
+from ropepatch.evals.perplexity_plan import PerplexityPlan
+from ropepatch.evals.plan import Plan
+from ropepatch.evals.runner import measure, work_left
+from ropepatch.evals.samples import Samples
+from ropepatch.evals.scored_tokens import reading_left, score_tokens
+from ropepatch.methods.registry import method_class
+from ropepatch.patch import list_methods, patch_info, patched, unpatch_model
+
+Load = Callable[[str], nn.Module]  #: a model from a checkpoint's directory or name
+Tell = Callable[
+    [str, float], None
+]  #: told what is measured, and the share of the work that is done
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model: a checkpoint or an adapter at `source`, or else the base, with a method or without."""
+
+    label: str
+    source: str | None = None
+    method: str | None = None
+    factor: float | None = None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it goes on the base."""
+        return self.source is not None and Path(self.source, ADAPTER_CONFIG).is_file()
+
+    def opened(
+        self, base: nn.Module, load: Load, trained: int
+    ) -> AbstractContextManager[nn.Module]:
+        """The model for as long as the body runs; afterwards the base is as it was."""
+        if self.method is not None:
+            return patched(base, self.method, self.factor, original_max_position_embeddings=trained)
+        if self.source is None:
+            return nullcontext(base)
+        return _adapter_on(base, self.source) if self.is_adapter else nullcontext(load(self.source))
+
+
+def method_candidates(
+    base: nn.Module, methods: Sequence[str], factors: Sequence[float], trained: int
+) -> list[Candidate]:
+    """Every method at every factor, each put in and out once.
+
+    Raises ConfigError that lists all that cannot be patched into the base.
+    """
+    found, mistakes = [], []
+    served = list_methods(base) if methods else []
+    for method in methods:
+        try:
+            name = method_class(method).name
+            if name not in served:
+                kind = type(pretrained_model(base)).__name__
+                raise ConfigError(f"{name!r} is not for {kind}, which takes {', '.join(served)}")
+            for factor in factors:
+                with patched(base, name, factor, original_max_position_embeddings=trained):
+                    found.append(Candidate(f"{name} ×{factor:g}", method=name, factor=factor))
+        except RopepatchError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ConfigError("nothing was measured: " + "; ".join(dict.fromkeys(mistakes)))
+    return found
+
+
+def check_adapter(directory: Path) -> None:
+    """Raises SidecarError for an adapter that does not say what it was trained on."""
+    read_sidecar(directory)
+    read_json(directory / ADAPTER_CONFIG)
+
+
+def measure_candidates(
+    base: nn.Module,
+    candidates: Sequence[Candidate],
+    plan: Plan,
+    load: Load,
+    *,
+    perplexity: PerplexityPlan | None = None,
+    key_tokens: PerplexityPlan | None = None,
+    tell: Tell = lambda label, share: None,
+    samples: Callable[[str], Samples] = Samples,
+) -> list[Evaluation]:
+    """Each in turn, by the same plans; what `samples` has of one is not measured again.
+
+    The first, the base, judges which are the `key_tokens` whose perplexity LongPPL is.
+    """
+    kept = [samples(candidate.label) for candidate in candidates]
+    read = [each for each in (perplexity, key_tokens) if each is not None]
+    left = [
+        (work_left(plan, rows), sum(reading_left(each, rows) for each in read)) for rows in kept
+    ]
+    total, done = sum(map(sum, left)), 0.0
+    tell(candidates[0].label, 0.0)
+    stages: list[Evaluation] = []
+    keys: KeyTokens | None = None
+    for candidate, rows, (own, reading) in zip(candidates, kept, left, strict=True):
+        share_of = partial(_teller, tell, candidate.label, total)
+        with candidate.opened(base, load, plan.protocol.trained_length) as model:
+            root = pretrained_model(model)
+            stage = measure(root, plan, candidate.label, share_of(done, own), rows)
+            found: list[Perplexity] = []
+            progress = share_of(done + own, reading / max(1, len(read)))
+            if perplexity is not None:
+                found += measure_perplexity(root, perplexity, store=rows, progress=progress)
+            if key_tokens is not None:
+                trained = plan.protocol.trained_length
+                keys = keys or find_key_tokens(root, key_tokens, trained_length=trained, store=rows)
+                scored = score_tokens(root, key_tokens, store=rows)
+                found += long_perplexities(scored, keys)
+        done += own + reading
+        stages.append(replace(stage, perplexities=tuple(found)))
+    return stages
+
+
+def _teller(
+    tell: Tell, label: str, total: float, before: float, work: float
+) -> Callable[[float], None]:
+    """Turns the share of a part into that of the `total` work."""
+    return lambda share: tell(label, (before + share * work) / total if total else 1.0)
+
+
+@contextmanager
+def _adapter_on(base: nn.Module, directory: str) -> Iterator[nn.Module]:
+    """An adapter on the base; all that peft puts into the base is taken out again."""
+    modules = dict(base.named_modules())
+    attributes = {module: dict(module.__dict__) for module in modules.values()}
+    parameters = {module: dict(module._parameters) for module in modules.values()}
+    children = {module: dict(module._modules) for module in modules.values()}
+    trainable = {parameter: parameter.requires_grad for parameter in base.parameters()}
+    was_patched = patch_info(base) is not None
+    try:
+        yield load_pretrained(directory, base_model=base)
+    finally:
+        if patch_info(base) is not None and not was_patched:
+            unpatch_model(base)
+        for module in modules.values():
+            module.__dict__.update(attributes[module])
+            for name in module.__dict__.keys() - attributes[module].keys():
+                del module.__dict__[name]
+            module._parameters.update(parameters[module])
+            module._modules.update(children[module])
+        for parameter, flag in trainable.items():
+            parameter.requires_grad_(flag)

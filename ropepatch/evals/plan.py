@@ -1,0 +1,114 @@
+"""What is read, cut from the documents before any model has to run."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from ropepatch.corpus import Document
+from ropepatch.errors import DataError
+from ropepatch.evals.ledger import Mode, Protocol
+from ropepatch.evals.tasks import Prompt, Source, expand, make_prompts
+from ropepatch.evals.tasks.prompt import digest
+from ropepatch.evals.windows import Windows, held_out_windows
+
+Questions = Mapping[str, Mapping[int, list[Prompt]]]  #: by task and length
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is read, the same for all models that are to be compared."""
+
+    protocol: Protocol
+    tokenizer: PreTrainedTokenizerBase
+    windows: Windows
+    prompts: Questions  #: a task that cannot be asked is absent
+    not_asked: Mapping[str, str]  #: by task, or task and length, why it is not
+
+    def digest(self) -> str:
+        """Equal for two plans that read and ask the same tokens."""
+        asked = [
+            (task, length, digest(prompts))
+            for task, by_length in self.prompts.items()
+            for length, prompts in by_length.items()
+        ]
+        content = repr((self.protocol, self.windows.digest(), asked))
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def plan_evaluation(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: list[Document],
+    *,
+    lengths: Sequence[int],
+    trained_length: int,
+    targets: int = 64,
+    windows: int = 50,
+    prompts: int = 64,
+    pairs: int = 8,
+    bos: bool = False,
+    seed: int = 0,
+    tasks: Sequence[str] = ("kv",),
+    mode: Mode | None = None,
+    questions: Mapping[str, Path] | None = None,
+    lead: str = "\n",
+) -> Plan:
+    """Windows and prompts, cut from the documents before any model has to run.
+
+    `questions` are files of the tasks qa_1 and qa_2; needles start with `lead`, as sentences of the
+    documents do. Raises DataError for documents that hold too few windows, ConfigError for numbers that
+    contradict each other.
+    """
+    protocol = Protocol(
+        lengths=tuple(lengths),
+        trained_length=trained_length,
+        targets=targets,
+        windows=windows,
+        prompts=prompts,
+        pairs=pairs,
+        bos=bos,
+        seed=seed,
+        tasks=tuple(tasks),
+        mode=mode,
+    )
+    cut = held_out_windows(
+        documents,
+        tokenizer,
+        longest=protocol.lengths[-1],
+        count=windows,
+        targets=targets,
+        bos=bos,
+        seed=seed,
+    )
+    used = [document for document in documents if document.name in cut.names]
+    source = Source(tokenizer, used, bos=bos, lead=lead, questions=questions or {}, pairs=pairs)
+    asked, not_asked = _questions(tasks, source, protocol)
+    return Plan(protocol, tokenizer, cut, asked, not_asked)
+
+
+def _questions(
+    names: Sequence[str], source: Source, protocol: Protocol
+) -> tuple[Questions, dict[str, str]]:
+    """Prompts, and the reason for everything that is not asked."""
+    asked: dict[str, Mapping[int, list[Prompt]]] = {}
+    not_asked: dict[str, str] = {}
+    if protocol.prompts == 0:
+        return {}, dict.fromkeys(names, "not asked for")
+    for name in [task.name for task in expand(names, source)]:
+        try:
+            made = make_prompts(
+                [name],
+                source,
+                lengths=protocol.lengths,
+                count=protocol.prompts,
+                seed=protocol.seed,
+            )
+        except DataError as error:
+            not_asked[name] = str(error)
+            continue
+        asked |= made.prompts
+        for length, reason in made.missing.get(name, {}).items():
+            not_asked[f"{name} in {length} tokens"] = reason
+    return asked, not_asked

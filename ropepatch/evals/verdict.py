@@ -1,0 +1,236 @@
+"""Whether a candidate is better or worse than its base, in one word and its reasons.
+
+Two families of one-sided tests, harms and gains, each held against 2.5 % after Holm's correction: two
+equal models are told apart in at most 1 of 20 comparisons. The unit is the document for losses and the
+prompt for scores.
+
+No gain counts that the loss contradicts: neither where the candidate's loss is surely above what the
+user had, nor anywhere if that is so at the length that its patch is made for. A model may find values
+again in text that it cannot read any more.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ropepatch.evals.claims import PRICE_TOLERANCE
+from ropepatch.evals.context_use import UnusedContext, unused_context
+from ropepatch.evals.effective_length import EffectiveLength, absolute_length, relative_length
+from ropepatch.evals.evaluation import Comparison, Evaluation, compare
+from ropepatch.evals.significance import bounded, holm, p_above, p_higher
+from ropepatch.evals.statistics import CONFIDENCE, Floats, Interval, paired_difference
+from ropepatch.evals.wording import show_interval, task_name
+
+Word = Literal["improved", "no evidence", "regressed"]
+
+_LEVEL = (1 - CONFIDENCE) / 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that was tested for."""
+
+    about: str  #: "loss" or the name of a task
+    length: int
+    difference: Interval  #: candidate minus base
+    p: float  #: corrected for all that was tested for
+    text: str
+
+    @property
+    def shown(self) -> bool:
+        """Whether it is more than chance makes of equal models."""
+        return self.p <= _LEVEL
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One candidate against its base."""
+
+    base: str
+    candidate: str
+    word: Word
+    reasons: tuple[str, ...]  #: gains beside costs, in words, with intervals
+    price: Interval  #: all tokens within the trained length, candidate minus base, nats per token
+    gains: Mapping[int, Interval]  #: beyond it, against the base's loss at its trained length
+    differences: Comparison  #: against the base at the same length
+    relative: EffectiveLength
+    absolute: EffectiveLength
+    unused: UnusedContext | None
+
+
+def judge(base: Evaluation, candidate: Evaluation) -> Verdict:
+    """The verdict. Raises DataError unless both evaluations read the same tokens."""
+    differences = compare(base, candidate)
+    harms, gains = _harms(base, candidate, differences), _gains(base, candidate, differences)
+    harmed, gained = ([each for each in found if each.shown] for found in (harms, gains))
+    refuted = _refuted_lengths(base, candidate)
+    counted = [each for each in gained if each.length not in refuted]
+    unused = unused_context(candidate)
+    return Verdict(
+        base=base.label,
+        candidate=candidate.label,
+        word="regressed" if harmed else "improved" if counted else "no evidence",
+        reasons=(
+            *(
+                [
+                    *_reasons("worse", harmed),
+                    *_reasons("better", counted),
+                    *_reasons(
+                        "not counted, as the loss is too high",
+                        [each for each in gained if each not in counted],
+                    ),
+                ]
+                or _without_evidence(base, harms, gains)
+            ),
+            *(_costs(base, candidate, differences) if gained and not harmed else ()),
+            *(() if unused is None else (str(unused),)),
+        ),
+        price=differences.within_trained,
+        gains={length: extension_gain(base, candidate, length) for length in _beyond(base)},
+        differences=differences,
+        relative=relative_length(candidate),
+        absolute=absolute_length(candidate),
+        unused=unused,
+    )
+
+
+def extension_gain(base: Evaluation, candidate: Evaluation, length: int) -> Interval:
+    """The candidate's loss at `length` minus what the user had: the base's at its trained length."""
+    had = base.target_means(base.reference_length)
+    return paired_difference(had, candidate.target_means(length), base.documents, seed=base.seed)
+
+
+def _beyond(base: Evaluation) -> list[int]:
+    return [length for length in base.lengths if length > base.trained_length]
+
+
+def _harms(base: Evaluation, candidate: Evaluation, differences: Comparison) -> list[Finding]:
+    """Everything that may have become worse, with how likely equal models would look so."""
+    within = (1, min(base.trained_length, base.edges[-1]))
+    price = _change(base.bin_means(within), candidate.bin_means(within))
+    tested = [
+        _loss_finding(
+            base,
+            base.trained_length,
+            differences.within_trained,
+            p_above(price, base.documents, PRICE_TOLERANCE, seed=base.seed),
+            f"loss within the trained {base.trained_length} tokens",
+        )
+    ]
+    for length, interval in differences.target_losses.items():
+        change = _change(base.target_means(length), candidate.target_means(length))
+        p = p_above(change, base.documents, PRICE_TOLERANCE, seed=base.seed)
+        text = f"loss of the same tokens in {length}"
+        tested.append(_loss_finding(base, length, interval, p, text))
+    for task, by_length in differences.tasks.items():
+        for length, interval in by_length.items():
+            before, after = base.tasks[task][length], candidate.tasks[task][length]
+            p = p_higher(after.scores, before.scores, seed=base.seed)
+            tested.append(_task_finding(task, length, interval, p))
+    return _corrected(tested)
+
+
+def _gains(base: Evaluation, candidate: Evaluation, differences: Comparison) -> list[Finding]:
+    """Everything that may have become better, at lengths that the candidate is made for."""
+    made_for = candidate.extended_length or base.lengths[-1]
+    had = base.target_means(base.reference_length)
+    tested = []
+    for length in [length for length in _beyond(base) if length <= made_for]:
+        now = candidate.target_means(length)
+        # A base that reads on by itself was no worse off: both have to be beaten.
+        p = max(
+            p_above(_change(now, before), base.documents, seed=base.seed)
+            for before in (had, base.target_means(length))
+        )
+        text = f"loss of the same tokens in {length} against the base's in {base.reference_length}"
+        interval = extension_gain(base, candidate, length)
+        tested.append(_loss_finding(base, length, interval, p, text))
+        for task, by_length in differences.tasks.items():
+            if length not in by_length:
+                continue
+            before, after = base.tasks[task][length], candidate.tasks[task][length]
+            score = candidate.score(task, length)
+            above = score is not None and score.low > after.chance
+            p = p_higher(before.scores, after.scores, seed=base.seed) if above else 1.0
+            tested.append(_task_finding(task, length, by_length[length], p))
+    return _corrected(tested)
+
+
+def _refuted_lengths(base: Evaluation, candidate: Evaluation) -> set[int]:
+    """Where no gain counts; all lengths if the loss is too high at the one that the patch is for."""
+    refuted = {
+        length for length in _beyond(base) if _is_too_high(extension_gain(base, candidate, length))
+    }
+    return set(_beyond(base)) if candidate.extended_length in refuted else refuted
+
+
+def _is_too_high(gain: Interval) -> bool:
+    """Whether a loss is surely more than kept, or, of one document, whether it is; or is no number."""
+    return not (gain.low if gain.bounded else gain.value) <= PRICE_TOLERANCE
+
+
+def _change(before: Floats, after: Floats) -> Floats:
+    """`after` minus `before`, where a model that gives no numbers is worse than any that does."""
+    return bounded(after) - bounded(before)
+
+
+def _loss_finding(
+    base: Evaluation, length: int, interval: Interval, p: float, text: str
+) -> Finding:
+    return Finding("loss", length, interval, p, f"{text}: {_shown(interval)} nats")
+
+
+def _task_finding(task: str, length: int, interval: Interval, p: float) -> Finding:
+    text = f"{task_name(task)} in {length} tokens: {_shown(interval)}"
+    return Finding(task, length, interval, p, text)
+
+
+def _shown(interval: Interval) -> str:
+    return show_interval(interval, signed=True)
+
+
+def _corrected(tested: list[Finding]) -> list[Finding]:
+    corrected = holm({number: finding.p for number, finding in enumerate(tested)})
+    return [
+        Finding(each.about, each.length, each.difference, corrected[number], each.text)
+        for number, each in enumerate(tested)
+    ]
+
+
+def _reasons(change: str, findings: list[Finding]) -> list[str]:
+    """What is surest of each kind, and where else it was found."""
+    reasons = []
+    for about in dict.fromkeys(finding.about for finding in findings):
+        same = [each for each in findings if each.about == about]
+        same.sort(key=lambda each: (each.p, -abs(each.difference.value)))
+        others = sorted({each.length for each in same} - {same[0].length})
+        also = f"; also in {', '.join(map(str, others))}" if others else ""
+        reasons.append(f"{change}: {same[0].text} (p = {same[0].p:.2g}){also}")
+    return reasons
+
+
+def _costs(base: Evaluation, candidate: Evaluation, differences: Comparison) -> list[str]:
+    """What stands beside a gain: losses above those that the user had."""
+    made_for = candidate.extended_length or base.lengths[-1]
+    costs = {f"loss within the trained {base.trained_length} tokens": differences.within_trained}
+    for length in [length for length in _beyond(base) if length <= made_for]:
+        text = f"loss of the same tokens in {length} against the base's in {base.reference_length}"
+        costs[text] = extension_gain(base, candidate, length)
+    return [f"cost: {text}: {_shown(each)} nats" for text, each in costs.items() if each.low > 0]
+
+
+def _without_evidence(base: Evaluation, harms: list[Finding], gains: list[Finding]) -> list[str]:
+    """How near it was, and whether so few documents could have shown anything."""
+    reasons = ["nothing is worse or better than equal models would be by chance"]
+    tests = max(len(harms), len(gains))
+    documents = len(set(base.documents.tolist()))
+    if tests * 0.5**documents > _LEVEL:
+        reasons.append(
+            f"{documents} documents cannot show a difference of losses at {tests} places; add documents"
+        )
+    for found, best in ((gains, "best"), (harms, "worst")):
+        losses = [each for each in found if each.about == "loss"]
+        if losses:
+            nearest = min(losses, key=lambda each: each.p)
+            reasons.append(f"{best}: {nearest.text} (p = {nearest.p:.2g})")
+    return reasons

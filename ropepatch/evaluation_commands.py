@@ -1,0 +1,292 @@
+"""`ropepatch eval` and `ropepatch compare`: the first is the second without candidates."""
+
+import argparse
+import hashlib
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ropepatch import __version__
+from ropepatch.adapters.pretrained import pretrained_model
+from ropepatch.corpus import RetrievalVocabulary, load_documents
+from ropepatch.description import require_length
+from ropepatch.errors import ConfigError, DataError, UnsupportedModelError
+from ropepatch.evals import Evaluation, Plan, plan_evaluation, print_table, write_report
+from ropepatch.evals.candidates import (
+    Candidate,
+    Tell,
+    check_adapter,
+    measure_candidates,
+    method_candidates,
+)
+from ropepatch.evals.ledger import protocol_settings
+from ropepatch.evals.perplexity_plan import PerplexityPlan, plan_perplexity
+from ropepatch.evals.results import write_results
+from ropepatch.evals.runner import work_left
+from ropepatch.evals.samples import Samples, SampleStore, read_manifest
+from ropepatch.evals.sampling import (
+    PILOT,
+    TIMED,
+    Counts,
+    counts_for_time,
+    counts_for_width,
+    parse_time,
+    require_width,
+)
+from ropepatch.evals.scored_tokens import reading_left
+from ropepatch.evals.verdict import judge
+from ropepatch.evals.verdict_table import print_perplexities, print_verdicts
+from ropepatch.evals.windows import window_rooms
+from ropepatch.evaluation_arguments import parse_factors, parse_lengths, parse_questions
+from ropepatch.patch import mechanism_of
+from ropepatch.terminal import ShareProgress, silence_transformers
+from ropepatch.training.pretrained import open_model, open_tokenizer
+
+_MULTIPLES = (1, 2, 4, 8)  #: of the trained length, measured where --lengths does not say
+_TARGETS = 64  #: tokens at the end of each window that are scored at every length
+_PREFIXES = "yarn-truncate"  #: the protocol whose lengths all come from one pass
+_DOCUMENTS = 10  #: of which a named protocol measures the perplexity, as YaRN's curves are of ten
+
+
+def run_evaluation(options: argparse.Namespace) -> None:
+    """Measure the base and every candidate on the same text and prompts; print, and write it all."""
+    _Run(options).run()
+
+
+class _Run:
+    """One base, its candidates, and what is read of them. Everything is checked before it is run."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        silence_transformers()
+        self.options = options
+        self.seconds = None if options.budget is None else parse_time(options.budget)
+        if options.ci is not None:
+            require_width(options.ci)
+        self.name: str = options.models[0]
+        self.command = "compare" if len(options.models) > 1 or options.methods else "eval"
+        self.directory: Path = options.output or Path("out", self.command, Path(self.name).name)
+        _require_directory(self.directory)
+        self.tokenizer = open_tokenizer(self.name)
+        self.base = open_model(self.name)
+        self.root = pretrained_model(self.base)
+        self.trained = require_length(self.base, options.original_max_position_embeddings)
+        self.candidates = self._candidates()
+        self.documents = load_documents(options.data, "held_out")
+        self.tasks = self._tasks()
+        self.lengths = self._lengths()
+        self.perplexity = self._perplexity_plan("ppl", self.options.protocol or _PREFIXES)
+        self.key_tokens = self._perplexity_plan("longppl", _PREFIXES)
+        self._check_positions()
+
+    def run(self) -> None:
+        """Measure, judge, print, write."""
+        stages, plan = self._measure()
+        verdicts = [judge(stages[0], stage) for stage in stages[1:]]
+        results = write_results(stages, verdicts, self.directory)
+        if verdicts:
+            print_verdicts(stages, verdicts)
+        else:
+            print_table(stages)
+        print_perplexities(stages)
+        for what, reason in plan.not_asked.items():
+            print(f"not asked: {what}: {reason}")
+        print(results)
+        done = "compared" if verdicts else "measured"
+        differences = [verdict.differences for verdict in verdicts]
+        title = f"{stages[0].label}, {done}"
+        print(write_report(stages, differences, self.directory, title=title, verdicts=verdicts))
+
+    def _measure(self) -> tuple[list[Evaluation], Plan]:
+        with ShareProgress(f"measure {self.name}") as progress:
+
+            def tell(label: str, share: float) -> None:
+                progress.title = label
+                progress(share)
+
+            counts = self._counts(tell)
+            plan = self._plan(counts)
+            store = SampleStore(self.directory, self._manifest(plan, counts))
+            stages = measure_candidates(
+                self.base,
+                self.candidates,
+                plan,
+                open_model,
+                perplexity=self.perplexity,
+                key_tokens=self.key_tokens,
+                tell=tell,
+                samples=store.candidate,
+            )
+        return stages, plan
+
+    def _candidates(self) -> list[Candidate]:
+        found = [Candidate(_label(self.name))]
+        for source in self.options.models[1:]:
+            candidate = Candidate(_label(source), source=source)
+            if candidate.is_adapter:
+                check_adapter(Path(source))
+            elif open_tokenizer(source).get_vocab() != self.tokenizer.get_vocab():
+                raise ConfigError(
+                    f"{source} has another tokenizer than {self.name}, so that they do not read the same "
+                    "tokens; measure each by itself (ropepatch eval --tasks ppl) and compare bits per byte"
+                )
+            found.append(candidate)
+        methods = [name for name in self.options.methods.split(",") if name]
+        factors = parse_factors(self.options.factors)
+        found += method_candidates(self.base, methods, factors, self.trained)
+        labels = [candidate.label for candidate in found]
+        if len(set(labels)) < len(labels):
+            raise ConfigError(f"models need names of their own; found {', '.join(labels)}")
+        return found
+
+    def _tasks(self) -> list[str]:
+        """Those that were asked for; else key–value retrieval, or needles without its tokens."""
+        if self.options.tasks:
+            return [name for name in self.options.tasks.split(",") if name]
+        try:
+            RetrievalVocabulary.from_tokenizer(self.tokenizer)
+        except DataError:
+            return ["needle"]
+        return ["kv"]
+
+    def _lengths(self) -> list[int]:
+        """Ascending. Lengths that no document holds are left out, and that is said."""
+        asked = parse_lengths(self.options.lengths) or [self.trained * n for n in _MULTIPLES]
+        self.rooms = window_rooms(self.documents, self.tokenizer, sorted(set(asked)), _TARGETS)
+        held = [length for length, room in self.rooms.items() if room]
+        missing = [length for length, room in self.rooms.items() if not room]
+        if missing:
+            print(f"missing: no document of {self.options.data} has {missing[0]} tokens")
+        return held or missing
+
+    def _perplexity_plan(self, task: str, protocol: str) -> PerplexityPlan | None:
+        """None where the task is not asked for; it is then none of the prompts' tasks."""
+        if task not in self.tasks:
+            if task == "ppl" and (self.options.protocol or self.options.stride):
+                raise ConfigError("--protocol and --stride are of the task ppl; add it to --tasks")
+            return None
+        if self.root.config.is_encoder_decoder:
+            raise ConfigError(
+                f"{type(self.root).__name__} reads a text's beginning to predict a few tokens, which has "
+                f"no perplexity over whole windows; leave {task} out of --tasks"
+            )
+        self.tasks.remove(task)
+        return plan_perplexity(
+            self.tokenizer,
+            self.documents[:_DOCUMENTS],
+            protocol=protocol,
+            lengths=self.lengths,
+            stride=self.options.stride if task == "ppl" else None,
+        )
+
+    def _read(self) -> list[PerplexityPlan]:
+        return [plan for plan in (self.perplexity, self.key_tokens) if plan is not None]
+
+    def _check_positions(self) -> None:
+        """A table of positions ends where it ends, whatever is asked for."""
+        try:
+            mechanism_of(self.root)
+        except UnsupportedModelError:
+            if self.lengths[-1] > self.trained:
+                raise ConfigError(
+                    f"{self.name} has positions for {self.trained} tokens, but {self.lengths[-1]} are "
+                    f"asked for; give --lengths up to {self.trained}"
+                ) from None
+
+    def _counts(self, tell: Tell) -> Counts:
+        """As given, or from a pilot, or as an earlier part of this run fixed them."""
+        options = self.options
+        if options.ci is None and options.budget is None:
+            return Counts(options.windows, options.prompts)
+        fixed = (read_manifest(self.directory) or {}).get("measured", {})
+        if fixed.get("sampling") == self._sampling():
+            return Counts(fixed["windows"], fixed["prompts"])
+        room = self.rooms[self.lengths[-1]]
+        if self.seconds is not None:
+            return self._counts_for_time(self.seconds, tell, room)
+        plan = self._plan(Counts(min(PILOT, room), PILOT))
+        pilot = measure_candidates(
+            self.base, self.candidates[:2], plan, open_model, tell=_of_pilot(tell)
+        )
+        other = pilot[1] if len(pilot) > 1 else None
+        return counts_for_width(pilot[0], other, options.ci, room)
+
+    def _counts_for_time(self, seconds: float, tell: Tell, room: int) -> Counts:
+        """What is left of the time, at the pace of a pilot of every model."""
+        plan = self._plan(Counts(min(TIMED, room), TIMED))
+        started = time.perf_counter()
+        measure_candidates(self.base, self.candidates, plan, open_model, tell=_of_pilot(tell))
+        taken = time.perf_counter() - started
+        nothing = Samples("pilot")
+        reading = sum(reading_left(each, nothing) for each in self._read())
+        once = taken * (1 + reading / work_left(plan, nothing))
+        return counts_for_time(seconds, taken / min(TIMED, room), once, room)
+
+    def _sampling(self) -> dict[str, float | str | None]:
+        return {"ci": self.options.ci, "budget": self.options.budget}
+
+    def _plan(self, counts: Counts) -> Plan:
+        return plan_evaluation(
+            self.tokenizer,
+            self.documents,
+            lengths=self.lengths,
+            trained_length=self.trained,
+            targets=_TARGETS,
+            windows=counts.windows,
+            prompts=counts.prompts if self.tasks else 0,
+            bos=self.options.bos,
+            seed=self.options.seed,
+            tasks=self.tasks,
+            mode=self.options.mode,
+            questions=parse_questions(self.options.questions),
+            lead="\n# " if self.options.data == "stdlib" else "\n",
+        )
+
+    def _manifest(self, plan: Plan, counts: Counts) -> dict[str, Any]:
+        measured = {
+            **protocol_settings(plan.protocol, plan.windows),
+            **asdict(counts),
+            "sampling": self._sampling(),
+            "perplexity": [each.digest() for each in self._read()],
+        }
+        return {
+            "measured": measured,
+            "models": {each.label: self._fingerprint(each) for each in self.candidates},
+            "dtype": str(self.root.dtype),
+            "ropepatch": __version__,
+            "protocol": plan.digest(),
+        }
+
+    def _fingerprint(self, candidate: Candidate) -> str:
+        """Changes when another model is at the same place."""
+        files = _files(candidate.source or self.name)
+        return hashlib.sha256(repr((asdict(candidate), files)).encode()).hexdigest()[:16]
+
+
+def _of_pilot(tell: Tell) -> Tell:
+    """Shows what runs beforehand, as none of the work."""
+    return lambda label, share: tell(f"pilot: {label}", 0.0)
+
+
+def _label(source: str) -> str:
+    """A directory's last name, after its parent's where training named it."""
+    here = Path(source)
+    if not here.is_dir():
+        return source
+    here = here.resolve()
+    return f"{here.parent.name}/{here.name}" if here.name == "final" else here.name
+
+
+def _files(source: str) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of a checkpoint's files; none of one on the Hub."""
+    here = Path(source)
+    found = sorted(here.iterdir()) if here.is_dir() else []
+    return [(each.name, (stat := each.stat()).st_size, stat.st_mtime_ns) for each in found]
+
+
+def _require_directory(path: Path) -> None:
+    """Say before minutes of measuring that their result could not be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {path}: {error.strerror}; name a directory") from None
