@@ -5,10 +5,10 @@ Its instructions are none, so that it fits into 64 tokens and asks nothing of a 
 
 from dataclasses import dataclass
 
-from ropepatch.evals.tasks.assembly import Hidden, Question, finish
-from ropepatch.evals.tasks.haystack import weave, window
+from ropepatch.evals.tasks.assembly import Question
+from ropepatch.evals.tasks.one_needle import hide_needle
 from ropepatch.evals.tasks.prompt import Prompt
-from ropepatch.evals.tasks.registry import Place, Task, grid_depth, register
+from ropepatch.evals.tasks.registry import Place, Task, register
 from ropepatch.evals.tasks.source import Source
 from ropepatch.evals.tasks.words import equally_long, number, word_pair
 
@@ -35,20 +35,7 @@ class Needle(Task):
         question = Question(
             source.opening(""), tail, ending, (values[0],), choices[0], tuple(choices)
         )
-        budget = self.budget(place.length, question.answer)
-        room = self.room(place.length, question.used(budget, [needle]))
-        depth = grid_depth(place.number)
-        text = window(source.essays, room + len(needle), round(depth * room), rng)
-        context, (end,) = weave(text.first(room), [(round(depth * room), needle)])
-        return finish(
-            self,
-            source,
-            place,
-            question,
-            context,
-            must_hold=[sentence],
-            hidden=Hidden(depth, end, text.ids),
-        )
+        return hide_needle(self, source, place, question, source.essays, (sentence, needle), rng)
 
 
 register(Needle())

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from ropepatch.evals.tasks.assembly import Hidden, Question, finish
-from ropepatch.evals.tasks.haystack import weave, window
+from ropepatch.evals.tasks.assembly import Question
+from ropepatch.evals.tasks.one_needle import hide_needle
 from ropepatch.evals.tasks.prompt import Prompt
-from ropepatch.evals.tasks.registry import Place, Task, grid_depth, register
+from ropepatch.evals.tasks.registry import Place, Task, register
 from ropepatch.evals.tasks.source import Source
 from ropepatch.evals.tasks.words import equally_long, number
 
@@ -30,26 +30,12 @@ class Passkey(Task):
         rng = self.generator(place)
         pieces = source.pieces
         keys = equally_long(rng, number(5), CHOICES, pieces)
-        needle, tail, *choices = pieces.many(
-            [_NEEDLE.format(key=keys[0]), _ENDING, *(f" {key}" for key in keys)]
-        )
+        sentence = _NEEDLE.format(key=keys[0])
+        needle, tail, *choices = pieces.many([sentence, _ENDING, *(f" {key}" for key in keys)])
         question = Question(
             source.opening(_HEAD), tail, _ENDING, (keys[0],), choices[0], tuple(choices)
         )
-        budget = self.budget(place.length, question.answer)
-        room = self.room(place.length, question.used(budget, [needle]))
-        depth = grid_depth(place.number)
-        text = window(source.noise, room + len(needle), round(depth * room), rng)
-        context, (end,) = weave(text.first(room), [(round(depth * room), needle)])
-        return finish(
-            self,
-            source,
-            place,
-            question,
-            context,
-            must_hold=[_NEEDLE.format(key=keys[0])],
-            hidden=Hidden(depth, end, text.ids),
-        )
+        return hide_needle(self, source, place, question, source.noise, (sentence, needle), rng)
 
 
 register(Passkey())
