@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from ropepatch import load_pretrained
 from ropepatch.corpus import load_documents
-from ropepatch.evals import evaluate, paired_difference
+from ropepatch.evals import measure as measure_model
+from ropepatch.evals import paired_difference, plan_evaluation
 from ropepatch.evals.wording import show_interval, show_number
 from ropepatch.patch import patch_model
 from ropepatch.terminal import silence_transformers
@@ -148,14 +149,13 @@ def measure(variant: Variant, seed: int) -> Path:
     if path.exists():
         return path
     print(f"{variant.name}, seed {seed}", flush=True)
-    evaluation = evaluate(
-        model_of(variant, recipe),
+    plan = plan_evaluation(
         open_tokenizer(CHECKPOINT),
         load_documents("stdlib", "held_out"),
         lengths=LENGTHS,
         trained_length=TRAINED,
-        label=variant.name,
     )
+    evaluation = measure_model(model_of(variant, recipe), plan, variant.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     scores = {f"loss_{length}": evaluation.target_means(length) for length in LENGTHS}
     for length, found in evaluation.tasks["kv"].items():

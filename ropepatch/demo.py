@@ -10,7 +10,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from ropepatch.checkpoint import load_pretrained, save_pretrained
 from ropepatch.corpus import load_documents
 from ropepatch.errors import CheckpointError
-from ropepatch.evals import Check, Evaluation, compare, evaluate, print_table, write_report
+from ropepatch.evals import (
+    Check,
+    Evaluation,
+    compare,
+    measure,
+    plan_evaluation,
+    print_table,
+    write_report,
+)
 from ropepatch.patch import patch_info, patch_model, unpatch_model
 from ropepatch.terminal import ShareProgress, duration, silence_transformers
 from ropepatch.training.recipe import Recipe, load_recipe
@@ -35,36 +43,33 @@ def main(directory: Path) -> None:
     silence_transformers()
     checkpoint = str(recipe.model.path)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    documents = load_documents("stdlib", "held_out")
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     trained = int(model.config.max_position_embeddings)
+    plan = plan_evaluation(
+        tokenizer,
+        load_documents("stdlib", "held_out"),
+        lengths=[trained * multiple for multiple in _MULTIPLES],
+        trained_length=trained,
+        windows=_WINDOWS,
+        prompts=_PROMPTS,
+    )
 
-    def measure(model: PreTrainedModel, label: str) -> Evaluation:
+    def stage(model: PreTrainedModel, label: str) -> Evaluation:
         with progress.stage(f"measure: {label}", MEASURE) as done:
-            return evaluate(
-                model,
-                tokenizer,
-                documents,
-                lengths=[trained * multiple for multiple in _MULTIPLES],
-                trained_length=trained,
-                windows=_WINDOWS,
-                prompts=_PROMPTS,
-                label=label,
-                progress=done,
-            )
+            return measure(model, plan, label, done)
 
     with ShareProgress("demo") as progress:
-        stages = [measure(model, "unpatched")]
+        stages = [stage(model, "unpatched")]
         assert recipe.patch is not None
         name = f"{recipe.patch.method} ×{recipe.patch.factor:g}"
         patch_model(model, recipe.patch.method, recipe.patch.factor, **recipe.patch.options)
         verify(model)
-        stages.append(measure(model, name))
+        stages.append(stage(model, name))
         unpatch_model(model)
         with progress.stage("fine-tune with LoRA", TUNE) as done:
             result = train(recipe, lambda step: done(step.step / step.max_steps))
         tuned = load_pretrained(result.directory, base_model=model).merge_and_unload()  # type: ignore[operator]
-        stages.append(measure(tuned, f"{name} + LoRA"))
+        stages.append(stage(tuned, f"{name} + LoRA"))
         with progress.stage("save, and reload with plain transformers", RELOAD):
             check = _reload_check(tuned, save_pretrained(tuned, directory / "model", tokenizer))
     seconds = time.perf_counter() - started

@@ -9,7 +9,7 @@ from tiny_models import tiny_model
 from ropepatch import patch_model, patched
 from ropepatch.corpus import Document, train_tokenizer
 from ropepatch.errors import ConfigError, DataError
-from ropepatch.evals import compare, evaluate
+from ropepatch.evals import compare, measure, plan_evaluation
 
 OPTIONS = {
     "lengths": (32, 64, 128),
@@ -38,8 +38,9 @@ def fresh_model():
     return tiny_model("llama", vocab_size=420)
 
 
-def run(model, tokenizer, **changes):
-    return evaluate(model, tokenizer, DOCUMENTS, **{"label": "stage", **OPTIONS, **changes})
+def run(model, tokenizer, *, label="stage", progress=None, **changes):
+    plan = plan_evaluation(tokenizer, DOCUMENTS, **{**OPTIONS, **changes})
+    return measure(model, plan, label, progress)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ropepatch import load_pretrained, patch_model, save_pretrained, unpatch_model
 from ropepatch.corpus import load_documents
 from ropepatch.errors import CheckpointError, ConfigError, OutOfMemoryError
-from ropepatch.evals import evaluate
+from ropepatch.evals import measure, plan_evaluation
 from ropepatch.training import before_after
 from ropepatch.training.before_after import evaluation_lengths
 from ropepatch.training.recipe import parse_recipe
@@ -48,18 +48,17 @@ def losses(stage):
 
 
 def measured_by_hand(model, stage, tree_root):
-    """The same windows through `evaluate`, for a model that the test has put together."""
-    return evaluate(
-        model,
+    """The same windows through `measure`, for a model that the test has put together."""
+    plan = plan_evaluation(
         AutoTokenizer.from_pretrained(tree_root / "final"),
         load_documents(str(tree_root.parent / "held_out.txt"), "held_out"),
         lengths=stage.lengths,
         trained_length=LENGTH,
-        label="by hand",
         targets=LENGTH // 2,
         windows=3,
         prompts=2,
     )
+    return measure(model, plan, "by hand")
 
 
 def test_a_pretrained_model_is_measured_after_only(base):

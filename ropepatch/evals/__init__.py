@@ -4,7 +4,7 @@ from ropepatch.evals.claims import Check, Claim, headline
 from ropepatch.evals.evaluation import Comparison, Evaluation, compare
 from ropepatch.evals.plan import Plan, plan_evaluation
 from ropepatch.evals.report import write_report
-from ropepatch.evals.runner import evaluate, measure
+from ropepatch.evals.runner import measure
 from ropepatch.evals.statistics import Interval, bootstrap_mean, paired_difference, wilson
 from ropepatch.evals.table import print_table
 
@@ -17,7 +17,6 @@ __all__ = [
     "Plan",
     "bootstrap_mean",
     "compare",
-    "evaluate",
     "headline",
     "measure",
     "paired_difference",

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from ropepatch.corpus import Document
 from ropepatch.evals.answers import answer_prompts, batches, task_scores
 from ropepatch.evals.evaluation import Evaluation, Json
 from ropepatch.evals.ledger import active_patch, model_settings, protocol_settings, real_lengths
@@ -24,45 +23,10 @@ from ropepatch.evals.losses import (
     share_ticker,
     work,
 )
-from ropepatch.evals.plan import Plan, plan_evaluation
+from ropepatch.evals.plan import Plan
 from ropepatch.evals.samples import Samples
 from ropepatch.evals.tasks import Prompt, TaskScores
 from ropepatch.verification import evaluation_mode
-
-
-def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: list[Document],
-    *,
-    lengths: Sequence[int],
-    trained_length: int,
-    label: str,
-    targets: int = 64,
-    windows: int = 50,
-    prompts: int = 64,
-    pairs: int = 8,
-    bos: bool = False,
-    seed: int = 0,
-    progress: Callable[[float], None] | None = None,
-) -> Evaluation:
-    """Losses and retrieval of one model; `progress` is told the share of the work that is done.
-
-    Raises DataError for documents that hold no window, or a tokenizer that is not the model's.
-    """
-    plan = plan_evaluation(
-        tokenizer,
-        documents,
-        lengths=lengths,
-        trained_length=trained_length,
-        targets=targets,
-        windows=windows,
-        prompts=prompts,
-        pairs=pairs,
-        bos=bos,
-        seed=seed,
-    )
-    return measure(model, plan, label, progress)
 
 
 def measure(
