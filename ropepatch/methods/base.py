@@ -13,9 +13,14 @@ from torch import Tensor
 from ropepatch.errors import MethodOptionError, UnsupportedMechanismError
 from ropepatch.positions import alibi_slopes, inverse_frequencies, relative_buckets
 
-MECHANISMS = ("rotary", "alibi", "relative")
+MECHANISMS = ("rotary", "alibi", "relative", "absolute")
 
-_RESCALED = {"rotary": "rotary frequencies", "alibi": "ALiBi", "relative": "relative buckets"}
+_RESCALED = {
+    "rotary": "rotary frequencies",
+    "alibi": "ALiBi",
+    "relative": "relative buckets",
+    "absolute": "tables of positions",
+}
 
 
 def require_number(
@@ -183,6 +188,13 @@ class Method:
     def relative(self, geometry: RelativeGeometry, relative_position: Tensor) -> Tensor:
         """The scaled bucket of key − query, long. (…) → (…)"""
         raise self.unsupported("relative")
+
+    def absolute(self, positions: Tensor) -> Tensor:
+        """Where in the checkpoint's table positions are looked up, float64. (…) → (…)
+
+        Between two rows their vectors are blended by distance.
+        """
+        raise self.unsupported("absolute")
 
     @classmethod
     def unsupported(cls, mechanism: str) -> UnsupportedMechanismError:

@@ -20,7 +20,8 @@ from ropepatch.methods.registry import register_method
 @register_method("linear", aliases=("pi",))
 @dataclass(frozen=True, kw_only=True)
 class Linear(Method):
-    """θ/s (Position Interpolation, arXiv 2306.15595, eq. 4); ALiBi's slopes/s; T5's bucket of D/s.
+    """θ/s (Position Interpolation, arXiv 2306.15595, eq. 4); ALiBi's slopes/s; T5's bucket of D/s;
+    row m/s of a table of positions.
 
     Rotary models are good only after a fine-tune.
     """
@@ -40,6 +41,9 @@ class Linear(Method):
         # "future, distance 0".
         distance = (relative_position.abs().double() / self.factor).ceil().long()
         return geometry.buckets(relative_position.sign() * distance)
+
+    def absolute(self, positions: Tensor) -> Tensor:
+        return positions.double() / self.factor
 
     def native(self, geometry: RotaryGeometry) -> dict[str, Any]:
         return {"rope_type": "linear", "rope_theta": geometry.base, "factor": float(self.factor)}
