@@ -1,7 +1,6 @@
 """Proof that a patch is live: what should run is recomputed, compared with what runs, and probed."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +10,12 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ropepatch.adapters.bias_stacks import find_bias_stacks
 from ropepatch.adapters.biased import BiasedForward, forward_attribute
-from ropepatch.adapters.pretrained import pretrained_model, text_config, text_configs
+from ropepatch.adapters.pretrained import (
+    evaluation_mode,
+    pretrained_model,
+    text_config,
+    text_configs,
+)
 from ropepatch.adapters.rotary import (
     find_rotary_modules,
     frequency_buffer,
@@ -275,15 +279,3 @@ def unscaled_output(
 ) -> object:
     """Forward hook: answer with what the stock module would."""
     return module.stock(*args, **kwargs)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout within the body; every module's own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -1,6 +1,8 @@
 """The transformers model inside wrappers, its text decoder, and the configs that describe it."""
 
 import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -99,3 +101,15 @@ def text_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
         for name, owner in owners.items()
         if type(owner.config) is kind
     }
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout within the body; every module's own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -37,12 +37,16 @@ def biased_attention(
     scale: float,
     dropout: float,
     kernel: Kernel,
+    window: int | None = None,
+    softcap: float | None = None,
+    probabilities: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """softmax(q·k·scale + bias)·v, and the probabilities where they are computed anyway.
 
     (batch, heads, query, channels), (batch, heads or 1, key, channels) → (batch, query, heads, channels).
     `mask` is bool, True where a key may be seen: (batch, 1, 1, key) tells padding; (…, query, key) tells
-    all, what is causal too. `offset` counts the keys before the first query.
+    all, what is causal too. `offset` counts the keys before the first query. Keys `window` tokens back,
+    and all before them, are not seen. Without `probabilities`, memory is linear whatever the mask tells.
     """
     heads, queries = query.shape[1:3]
     dense = mask is not None and mask.shape[2] > 1
@@ -51,18 +55,22 @@ def biased_attention(
     keys = offset + queries if causal and isinstance(offset, int) else key.shape[2]
     key, value = (states[:, :, :keys].expand(-1, heads, -1, -1) for states in (key, value))
     mask = None if mask is None else mask[..., :keys]
-    call = Call(query, key, value, mask, causal, scale, dropout)
+    call = Call(query, key, value, mask, causal, scale, dropout, softcap)
     lengths = _lengths(mask, query, offset)
     if bias is not None:
         distances = reversed_distances(queries, keys, offset, query)
         curve = bias.curve(distances, lengths)
         if causal:
             curve = curve.masked_fill(distances < 0, -torch.inf)
+        if window is not None:
+            curve = curve.masked_fill(distances >= window, -torch.inf)
         call = replace(call, curve=curve)
     # Attention is float32 inside, whatever autocast would make of the bias.
     with torch.autocast(query.device.type, enabled=False):
-        if queries == 1 or dense or kernel == "eager":
+        if queries == 1 or (dense and probabilities) or kernel == "eager":
             return _eager(call)
+        if dense or softcap is not None:
+            return _in_blocks(call), None
         if mask is not None and not torch.compiler.is_compiling() and bool(mask.all()):
             call = replace(call, mask=None)  # not asked while compiling: it would split the graph
         return _fused(call, bias, kernel, lengths, isinstance(offset, int)), None
@@ -106,12 +114,14 @@ def _fused(
 def _eager(call: Call) -> tuple[Tensor, Tensor]:
     """The definition, its softmax in float32: (batch, query, heads, channels), (batch, heads, query, key)."""
     # Backwards, so that the bias is a view of the curve here, too.
-    scores = (call.query.flip(2) @ call.key.transpose(-1, -2)).float()
+    scores, scale = (call.query.flip(2) @ call.key.transpose(-1, -2)).float(), call.scale
+    if call.softcap is not None:
+        scores, scale = call.softcap * torch.tanh(scores * (scale / call.softcap)), 1.0
     if call.curve is None:
-        scores = scores * call.scale
+        scores = scores * scale
     else:
         bias = toeplitz_view(call.curve, call.query.shape[2], call.key.shape[2])
-        scores = torch.add(bias, scores, alpha=call.scale)
+        scores = torch.add(bias, scores, alpha=scale)
     if call.mask is not None:
         scores = scores.masked_fill(~call.mask.flip(2), torch.finfo(torch.float32).min)
     probabilities = scores.softmax(-1).to(call.value.dtype)
@@ -128,7 +138,7 @@ def _in_blocks(call: Call) -> Tensor:
             query=call.query[:, :, queries],
             key=call.key[:, :, keys],
             value=call.value[:, :, keys],
-            mask=None if call.mask is None else call.mask[..., keys],
+            mask=_rows(call.mask, queries, keys),
             curve=None if call.curve is None else call.curve[..., place:],
         )
         return _eager(part)[0]
@@ -136,3 +146,10 @@ def _in_blocks(call: Call) -> Tensor:
     places = query_blocks(call.query.shape[2], call.key.shape[2], _BLOCK, call.causal)
     blocks = [checkpoint(block, *place, use_reentrant=False) for place in places]
     return torch.cat(blocks[::-1], dim=1)
+
+
+def _rows(mask: Tensor | None, queries: slice, keys: slice) -> Tensor | None:
+    """The part of a mask that a block of queries needs."""
+    if mask is None or mask.shape[2] == 1:
+        return None if mask is None else mask[..., keys]
+    return mask[:, :, queries, keys]

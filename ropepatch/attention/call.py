@@ -16,6 +16,7 @@ class Call:
     causal: bool  #: queries see earlier keys only, as the curve says
     scale: float
     dropout: float
+    softcap: float | None = None  #: scores are squashed to ± this before the bias is added
     curve: Tensor | None = None  #: float32 (1 or batch, heads, query + key − 1)
 
     @property

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ropepatch.attention.row_scales import RowScales, Scaled, row_scales
 from ropepatch.errors import MethodError
@@ -15,6 +15,7 @@ from ropepatch.methods.base import (
     Method,
     RelativeGeometry,
 )
+from ropepatch.methods.replacement import ScoreBiasMethod
 
 
 class ScoreBias(Protocol):
@@ -125,3 +126,27 @@ class BucketBias:
         # Called and not indexed, so that whoever keeps the table elsewhere or trains a copy is heard.
         rows: Tensor = self.owner.relative_attention_bias(self.buckets(distances))
         return rows.t()[None].float().contiguous().to(distances.device)
+
+
+@dataclass(eq=False)
+class PlacedBias:
+    """A bias in the place of what the checkpoint had; `method=None`, or one without a bias, adds none."""
+
+    stack: nn.Module  #: holds the module of the bias by the method's name; PEFT may wrap it there
+    method: Method | None
+    num_heads: int
+    layer: int  #: number of the attention module in its stack
+
+    def is_scaled(self) -> bool:
+        """See ScoreBias. A bias may train from nothing."""
+        if self.method is None:
+            return False
+        near = torch.arange(64, device=next(self.stack.parameters()).device)
+        return bool(self.curve(near, near[:1]).any())
+
+    def curve(self, distances: Tensor, lengths: Tensor) -> Tensor:
+        """See ScoreBias."""
+        if not isinstance(self.method, ScoreBiasMethod):
+            return torch.zeros(1, self.num_heads, len(distances), device=distances.device)
+        made: Tensor = self.stack.get_submodule(self.method.name)(distances, self.layer)
+        return made[None].to(distances.device)

@@ -17,13 +17,13 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from ropepatch.adapters.pretrained import evaluation_mode
 from ropepatch.errors import ConfigError, DataError, LengthError
 from ropepatch.evals.ledger import Mode
 from ropepatch.evals.likelihoods import answer_log_probs, log_likelihoods, of_tokens
 from ropepatch.evals.losses import TOKENS_PER_BATCH
 from ropepatch.evals.tasks import Prompt, TaskScores, task
 from ropepatch.evals.tasks.prompt import digest
-from ropepatch.verification import evaluation_mode
 
 #: Also against what a checkpoint's own settings say.
 _GREEDY = {

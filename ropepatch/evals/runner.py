@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ropepatch.adapters.pretrained import evaluation_mode
 from ropepatch.evals.answers import answer_prompts, batches, task_scores
 from ropepatch.evals.evaluation import Evaluation, Json
 from ropepatch.evals.ledger import active_patch, model_settings, protocol_settings, real_lengths
@@ -26,7 +27,6 @@ from ropepatch.evals.losses import (
 from ropepatch.evals.plan import Plan
 from ropepatch.evals.samples import Samples
 from ropepatch.evals.tasks import Prompt, TaskScores
-from ropepatch.verification import evaluation_mode
 
 
 def measure(

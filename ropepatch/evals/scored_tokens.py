@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
+from ropepatch.adapters.pretrained import evaluation_mode
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.evals.ledger import active_patch
 from ropepatch.evals.losses import (
@@ -28,7 +29,6 @@ from ropepatch.evals.losses import (
 from ropepatch.evals.perplexity_plan import PerplexityPlan
 from ropepatch.evals.protocols import Window
 from ropepatch.evals.samples import Samples
-from ropepatch.verification import evaluation_mode
 
 Losses = NDArray[np.float32]
 Pass = tuple[int, int]  #: (length, document)

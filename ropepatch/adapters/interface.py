@@ -1,0 +1,186 @@
+"""Score biases for models whose attention goes through transformers' attention interface.
+
+transformers looks up attention and masks by a name in the model's own config; under ropepatch's, masks
+stay one value for each key, and what to add to the scores is asked of the attention module.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+
+from ropepatch.adapters.key_mask import KeyMask, make_key_mask, read_mask, whole_mask
+from ropepatch.attention.biased import Kernel, biased_attention
+from ropepatch.attention.score_bias import ScoreBias
+from ropepatch.attention.xpos import STEP, decayed
+from ropepatch.errors import PatchError
+
+NAME = "ropepatch"
+WATCHED = "ropepatch_watched"
+IMPLEMENTATION = "_attn_implementation_internal"  #: where a config keeps the name
+SITE = "_ropepatch_site"  #: attribute of an attention module
+
+
+@dataclass(eq=False)
+class Site:
+    """What an attention module of a patched model does besides."""
+
+    bias: ScoreBias
+    kernel: Kernel
+    causal: bool
+    log_decay: Tensor | None = None  #: (channels,) of xPos
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One call of the attention interface: by which module, on what."""
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    settings: dict[str, Any]
+
+
+_WATCHED: ContextVar[list[Seen]] = ContextVar("ropepatch_watched")
+
+
+@contextmanager
+def watched_attention(configs: list[PreTrainedConfig]) -> Iterator[list[Seen]]:
+    """Within the body, attention of models with these configs answers zeros, and is written down."""
+    before = [getattr(config, IMPLEMENTATION) for config in configs]
+    seen: list[Seen] = []
+    token = _WATCHED.set(seen)
+    try:
+        for config in configs:
+            setattr(config, IMPLEMENTATION, WATCHED)
+        yield seen
+    finally:
+        _WATCHED.reset(token)
+        for config, name in zip(configs, before, strict=True):
+            setattr(config, IMPLEMENTATION, name)
+
+
+def write_down(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: object, **settings: Any
+) -> tuple[Tensor, None]:
+    """Stands in for attention while it is watched. What a layer reads then depends on no position."""
+    _WATCHED.get().append(Seen(module, query, key, value, settings))
+    rows, heads, queries = query.shape[:3]
+    return value.new_zeros(rows, queries, heads, value.shape[-1]), None
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: KeyMask | Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **settings: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as transformers' interface calls it: (batch, query, heads, channels), and probabilities.
+
+    Keys and values may have fewer heads than queries, which then share them.
+    """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    site: Site | None = vars(module).get(SITE)
+    if site is None:
+        raise PatchError(
+            f"{type(module).__name__} runs ropepatch's attention, but carries no patch; call "
+            "unpatch_model, then patch_model again"
+        )
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
+    wants = bool(settings.get("output_attentions"))
+    call = _Layer(site, scale, dropout, sliding_window, softcap, wants)
+    if isinstance(attention_mask, KeyMask) and attention_mask.starts is not None:
+        return call.packed(query, key, value, attention_mask.starts), None
+    return call(query, key, value, attention_mask)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One call of one layer, keys and values as many as queries have heads."""
+
+    site: Site
+    scale: float
+    dropout: float
+    window: int | None
+    softcap: float | None
+    probabilities: bool
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: KeyMask | Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        offset, visible = read_mask(mask, query, key)
+        if self.probabilities:
+            visible = whole_mask(visible, query, key, offset, self.site.causal)
+        log_decay = self.site.log_decay
+        if log_decay is None:
+            return self._attend(query, key, value, visible, offset)
+        blocks = []
+        for start in range(0, query.shape[2], STEP):
+            part = query[:, :, start : start + STEP]
+            first = offset + start
+            turned = decayed(part, key, log_decay, first, first)
+            seen = visible
+            if visible is not None and visible.shape[2] > 1:
+                seen = visible[:, :, start : start + STEP]
+            blocks.append(self._attend(*turned, value, seen, first))
+        outs, found = zip(*blocks, strict=True)
+        rows = None if found[0] is None else torch.cat(found, 2)
+        return torch.cat(outs, 1), rows
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        offset: int | Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
+        return biased_attention(
+            query,
+            key,
+            value,
+            self.site.bias,
+            mask=mask,
+            offset=offset,
+            causal=self.site.causal,
+            scale=self.scale,
+            dropout=self.dropout,
+            kernel=self.site.kernel,
+            window=self.window,
+            softcap=self.softcap,
+            probabilities=self.probabilities,
+        )
+
+    def packed(self, query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:
+        """Every document by itself, which is also less work than to mask the others."""
+        rows = []
+        for row, own in enumerate(starts):
+            ends = [*own.nonzero().flatten().tolist(), query.shape[2]]
+            borders = ends if ends[0] == 0 else [0, *ends]
+            parts = []
+            for first, last in pairwise(borders):
+                some = [states[row : row + 1, :, first:last] for states in (query, key, value)]
+                parts.append(self(some[0], some[1], some[2], None)[0])
+            rows.append(torch.cat(parts, 1))
+        return torch.cat(rows)
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, make_key_mask)
+AttentionInterface.register(WATCHED, write_down)
+AttentionMaskInterface.register(WATCHED, make_key_mask)

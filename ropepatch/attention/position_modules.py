@@ -1,0 +1,60 @@
+"""Encodings that a patch puts into a model, as modules: what trains in them are ordinary parameters."""
+
+import torch
+from torch import Tensor, nn
+
+from ropepatch.errors import LengthError
+from ropepatch.methods.replacement import HeadGeometry, ScoreBiasMethod, TableGeometry, TableMethod
+
+
+class BiasModule(nn.Module):
+    """A score bias by distance, for all layers of a stack."""
+
+    def __init__(self, method: ScoreBiasMethod, geometry: HeadGeometry) -> None:
+        super().__init__()
+        self.method, self.geometry = method, geometry
+        for name, start in method.initial(geometry).items():
+            if method.per_layer:
+                start = start.expand(geometry.num_layers, *start.shape).clone()
+            self.register_parameter(name, nn.Parameter(start.float()))
+
+    def forward(self, distances: Tensor, layer: int) -> Tensor:
+        """The bias of one layer at distances query − key, float32. (n,) → (heads, n)"""
+        held: dict[str, Tensor] = dict(self.named_parameters(recurse=False))
+        if self.training and torch.is_grad_enabled():
+            for name, (low, high) in self.method.limits.items():
+                # `data`, as the layers before this one have saved the parameter for their gradient.
+                held[name].data.clamp_(low, high)
+        if self.method.per_layer:
+            held = {name: parameter[layer] for name, parameter in held.items()}
+        held = {name: parameter.float() for name, parameter in held.items()}
+        # Attention is float32 inside, whatever autocast would make of the bias.
+        with torch.autocast(distances.device.type, enabled=False):
+            return self.method.bias(self.geometry, distances.float(), held).contiguous()
+
+
+class TableModule(nn.Module):
+    """Vectors by position, to be added to embeddings."""
+
+    def __init__(self, method: TableMethod, geometry: TableGeometry) -> None:
+        super().__init__()
+        self.method, self.geometry = method, geometry
+        for name, start in method.initial(geometry).items():
+            self.register_parameter(name, nn.Parameter(start.float()))
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """Vectors of positions, (…) → (…, dim), float32. Raises LengthError for one that has none."""
+        rows = self.method.longest(self.geometry)
+        if rows is not None and not torch.compiler.is_compiling():
+            require_rows(self.method.name, rows, position_ids)
+        held = {name: p.float() for name, p in self.named_parameters(recurse=False)}
+        return self.method.vectors(self.geometry, position_ids, held)
+
+
+def require_rows(what: str, rows: int, position_ids: Tensor) -> None:
+    """Raise LengthError for positions beyond the rows of a table."""
+    if position_ids.numel() and (last := int(position_ids.max())) >= rows:
+        raise LengthError(
+            f"position {last} is asked for, but {what} has {rows} positions; patch the model for more "
+            "(factor= or target_length=), or read fewer tokens"
+        )
