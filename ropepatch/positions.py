@@ -90,3 +90,24 @@ def relative_buckets(
     far = (num_exact + spaced.long()).clamp(max=num_buckets - 1)
     future = num_buckets * (position > 0) if bidirectional else 0
     return (torch.where(distance < num_exact, distance, far) + future).to(relative_position.device)
+
+
+def sinusoids(positions: Tensor, dim: int) -> Tensor:
+    """Sine and cosine of every pair by turns (arXiv 1706.03762, §3.5), float64. (…) → (…, dim)"""
+    frequencies = inverse_frequencies(dim, 10000.0).to(positions.device)
+    angles = positions[..., None].double() * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[..., :dim]
+
+
+def interpolate_rows(table: Tensor, places: Tensor) -> Tensor:
+    """Rows of a table between which `places` lie, blended by distance, float64. (rows, dim), (…) → (…, dim)
+
+    At a whole place that very row; beyond the last row the last one.
+    """
+    last = len(table) - 1
+    places = places.double().clamp(max=last)
+    below = places.long()
+    share = places - below
+    rows = (torch.nn.functional.embedding(at, table) for at in (below, (below + 1).clamp(max=last)))
+    lower, upper = (row.double() for row in rows)
+    return torch.lerp(lower, upper, share[..., None])
