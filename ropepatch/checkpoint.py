@@ -21,8 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ropepatch.adapters.bias_plan import REFUSALS
-from ropepatch.adapters.plan import NOTICE
+from ropepatch.adapters.plan import NOTICE, REFUSALS
 from ropepatch.adapters.pretrained import (
     decoder_config,
     language_model_class,

@@ -12,14 +12,17 @@ from ropepatch.adapters.bias_plan import plan_bias
 from ropepatch.adapters.bias_stacks import find_bias_stacks
 from ropepatch.adapters.caches import ScaleRows
 from ropepatch.adapters.pretrained import pretrained_model
-from ropepatch.adapters.rotary import find_rotary_modules
+from ropepatch.adapters.replacement_plan import plan_absolute, plan_rotary_replacement
+from ropepatch.adapters.rotary import find_rotary_modules, has_rotary_modules
 from ropepatch.adapters.rotary_plan import plan_rotary
+from ropepatch.adapters.tables import find_tables
 from ropepatch.attention.lengths import request_lengths
 from ropepatch.errors import AlreadyPatchedError, LengthError, MethodOptionError, NotPatchedError
 from ropepatch.manifest import PatchInfo
 from ropepatch.methods import Method, make_method, methods_for
 from ropepatch.methods.base import require_number
 from ropepatch.methods.registry import method_class
+from ropepatch.methods.replacement import Replacement
 from ropepatch.surgery import HookChange, PatchRecord, find_record
 
 _DEFAULT_FACTOR = 4.0
@@ -100,10 +103,11 @@ def _plan(
     kind = type(method) if isinstance(method, Method) else method_class(method)
     if mechanism not in kind.mechanisms():
         raise kind.unsupported(mechanism)
+    replaces = issubclass(kind, Replacement)
     foreign = {
-        "layer_types": layer_types is not None and mechanism != "rotary",
+        "layer_types": layer_types is not None and (mechanism != "rotary" or replaces),
         "part": part != "both" and mechanism != "relative",
-        "attention": attention != "auto" and mechanism == "rotary",
+        "attention": attention != "auto" and mechanism == "rotary" and not replaces,
     }
     for option, is_given in foreign.items():
         if is_given:
@@ -111,6 +115,10 @@ def _plan(
                 f"{option} does not apply to {type(model).__name__}, whose positions are "
                 f"{mechanism}; leave it out"
             )
+    if mechanism == "absolute":
+        return plan_absolute(model, method_for, original_length, attention)
+    if mechanism == "rotary" and replaces:
+        return plan_rotary_replacement(model, method_for, original_length, replace, attention)
     if mechanism == "rotary":
         return plan_rotary(model, method_for, original_length, replace, layer_types)
     return plan_bias(model, method_for, original_length, part, attention)
@@ -121,6 +129,8 @@ def mechanism_of(model: PreTrainedModel) -> str:
     stacks = find_bias_stacks(model)
     if stacks:
         return stacks[0].mechanism
+    if find_tables(model) and not has_rotary_modules(model):
+        return "absolute"
     find_rotary_modules(model)
     return "rotary"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 RECORD = "_ropepatch_record"
 
@@ -42,8 +42,9 @@ class Change(Protocol):
 
 def _own_attribute(target: object, attribute: str) -> Any:
     """The attribute that `target` itself holds (submodules included), else ABSENT."""
-    if isinstance(target, nn.Module) and attribute in target._modules:
-        return target._modules[attribute]
+    for held in ("_modules", "_buffers"):
+        if isinstance(target, nn.Module) and attribute in vars(target)[held]:
+            return vars(target)[held][attribute]
     return vars(target).get(attribute, ABSENT)
 
 
@@ -63,6 +64,8 @@ class AttributeChange:
         setattr(self.target, self.attribute, after)
 
     def revert(self) -> None:
+        if isinstance(self.before, Tensor):  # a buffer, and the model may have moved meanwhile
+            self.before = self.before.to(self.after.device)
         if self.before is not ABSENT:
             setattr(self.target, self.attribute, self.before)
         elif _own_attribute(self.target, self.attribute) is not ABSENT:
@@ -100,6 +103,25 @@ class HookChange:
 
     def _keys(self, hooks: Mapping[int, Callable[..., Any]]) -> list[int]:
         return [key for key, hook in hooks.items() if hook is self.hook]
+
+
+@dataclass
+class UnusedParameters:
+    """Parameters of a module that nothing reads any more do not train: data parallelism waits for all."""
+
+    target: nn.Module
+    before: tuple[bool, ...] = ()
+
+    def apply(self) -> None:
+        self.before = tuple(each.requires_grad for each in self.target.parameters())
+        self.target.requires_grad_(False)
+
+    def revert(self) -> None:
+        for parameter, trained in zip(self.target.parameters(), self.before, strict=True):
+            parameter.requires_grad_(trained)
+
+    def is_live(self) -> bool:
+        return True  # it does no harm to unfreeze them
 
 
 @dataclass

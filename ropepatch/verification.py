@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ropepatch.adapters.bias_stacks import find_bias_stacks
 from ropepatch.adapters.biased import BiasedForward, forward_attribute
+from ropepatch.adapters.interface import site_of
 from ropepatch.adapters.pretrained import (
     evaluation_mode,
     pretrained_model,
@@ -96,14 +97,15 @@ def require_intact(model: nn.Module) -> tuple[PatchRecord, list[RotarySite], flo
 
 
 def score_biases(model: nn.Module) -> list[ScoreBias]:
-    """The scaled score biases that a patch has put in, each once."""
-    forwards = [vars(module).get(forward_attribute(module)) for module in model.modules()]
-    found = {
-        id(forward.bias): forward.bias
-        for forward in forwards
-        if isinstance(forward, BiasedForward) and forward.bias is not None
-    }
-    return [bias for bias in found.values() if bias.method is not None]
+    """The score biases that a patch has scaled or put in, each once."""
+    found: dict[int, ScoreBias] = {}
+    for module in model.modules():
+        forward = vars(module).get(forward_attribute(module))
+        site = forward if isinstance(forward, BiasedForward) else site_of(module)
+        bias = None if site is None else site.bias
+        if bias is not None and bias.method is not None:
+            found[id(bias)] = bias
+    return list(found.values())
 
 
 def scaled_modules(model: nn.Module) -> list[ScaledRotary]:

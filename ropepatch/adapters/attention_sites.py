@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ropepatch.adapters.interface import Seen, watched_attention
-from ropepatch.adapters.pretrained import evaluation_mode, text_configs
+from ropepatch.adapters.interface import OWN_ATTENTION, Seen, watched_attention
+from ropepatch.adapters.pretrained import evaluation_mode, text_config, text_configs
 from ropepatch.adapters.rotary import RotaryModule, frequency_buffer
 from ropepatch.attention.rotary import LAYOUTS
 from ropepatch.errors import UnsupportedModelError
 
 _TOKENS = 8
+_NONE = torch.tensor([-1])
 #: Pairs are told by their factors: 2 % apart, more than bfloat16 rounds.
 _STEP = 1.02
 
@@ -37,6 +38,11 @@ class AttentionModule:
         return bool((self.pairs >= 0).any())
 
 
+def computes_itself(model: PreTrainedModel) -> bool:
+    """Whether attention is beside transformers' interface, but known."""
+    return any(type(module).__name__ in OWN_ATTENTION for module in model.modules())
+
+
 def find_attention(
     model: PreTrainedModel, rotary: list[RotaryModule], why: str
 ) -> list[AttentionModule]:
@@ -44,12 +50,16 @@ def find_attention(
 
     Raises UnsupportedModelError for attention that cannot carry what `why` names.
     """
+    names = {module: name for name, module in model.named_modules()}
+    own = [module for module in names if type(module).__name__ in OWN_ATTENTION]
+    if own:
+        heads = text_config(model).num_attention_heads
+        return [AttentionModule(names[each], each, heads, True, _NONE) for each in own]
     with _marked(rotary, 1.0):
         plain = _watch(model)
     _require_understood(model, plain, why)
     with _marked(rotary, _STEP):
         marked = _watch(model)
-    names = {module: name for name, module in model.named_modules()}
     return [
         AttentionModule(
             path=names[before.module],

@@ -11,8 +11,10 @@ from ropepatch.adapters.bias_stacks import ALIBI, BiasStack, Part, find_bias_sta
 from ropepatch.adapters.biased import forward_attribute, no_bias
 from ropepatch.adapters.caches import ScaleRows
 from ropepatch.adapters.masks import CompactMasks, padding_mask_for_generate
+from ropepatch.adapters.placing import AddVectors, bias_changes, table_changes
 from ropepatch.adapters.plan import (
     NOTICE,
+    REFUSALS,
     checked_length,
     config_changes,
     generation_changes,
@@ -29,11 +31,14 @@ from ropepatch.attention.score_bias import AlibiBias, BucketBias, ScoreBias
 from ropepatch.errors import LengthError, MethodOptionError, NothingPatchedError
 from ropepatch.manifest import Manifest, PatchInfo
 from ropepatch.methods import Method
-from ropepatch.surgery import AttributeChange, Change, HookChange, PatchRecord
-
-# Entries of a saved config that transformers hands to the model, which refuses what it does not know.
-# The second is there for those who choose the first when they load.
-REFUSALS = ("attn_implementation", "experts_implementation")
+from ropepatch.methods.replacement import Replacement, TableMethod
+from ropepatch.surgery import (
+    AttributeChange,
+    Change,
+    HookChange,
+    PatchRecord,
+    UnusedParameters,
+)
 
 
 def plan_bias(
@@ -48,7 +53,8 @@ def plan_bias(
     Raises MethodOptionError, LengthError or NothingPatchedError.
     """
     stacks = find_bias_stacks(model)
-    kernel = _checked_kernel(attention, stacks)
+    device = next(stacks[0].module.parameters()).device.type
+    kernel = checked_kernel(attention, device, folds=stacks[0].mechanism == "alibi")
     chosen = _chosen_parts(part, stacks)
     attribute = length_attribute(text_config(model))
     length = _original_length(model, original_max_position_embeddings)
@@ -62,12 +68,15 @@ def plan_bias(
     changes: list[Change] = []
     biases: list[ScoreBias] = []
     for stack in stacks:
+        if isinstance(method, Replacement) and stack.part in chosen:
+            changes += _placed_modules(stack, method, length)
         made = stack.biases(method if stack.part in chosen else None, length)
-        biases += made.values()
+        own = list({id(bias): bias for bias in made.values()}.values())
+        biases += own
         if method.length_dependent:  # before masks are made compact, which hides lengths
             changes += [
                 HookChange(stack.module, ScaleRows(bias))
-                for bias in made.values()
+                for bias in own
                 if isinstance(bias, AlibiBias)
             ]
         changes += _stack_changes(stack, made, kernel)
@@ -86,15 +95,14 @@ def plan_bias(
     return PatchRecord(changes, about=about)
 
 
-def _checked_kernel(attention: str, stacks: list[BiasStack]) -> Kernel:
-    """The way asked for. Raises MethodOptionError when this model or machine cannot go it."""
+def checked_kernel(attention: str, device: str, *, folds: bool = False) -> Kernel:
+    """The way asked for. Raises MethodOptionError when this bias or machine cannot go it."""
     if attention not in KERNELS:
         raise MethodOptionError(f"attention is {attention!r}; allowed: {', '.join(KERNELS)}")
     kernel: Kernel = attention
-    device = next(stacks[0].module.parameters()).device.type
     why = None
-    if kernel == "folded" and stacks[0].mechanism != "alibi":
-        why = "folds ALiBi's slopes into channels, but this model's bias is a table"
+    if kernel == "folded" and not folds:
+        why = "folds ALiBi's own slopes into channels, but this bias is another"
     if kernel == "toeplitz" and device != "cpu":
         why = f"is for the CPU's fused kernel, but the model is on {device}"
     if kernel == "flex" and device == "cuda" and importlib.util.find_spec("triton") is None:
@@ -135,6 +143,19 @@ def _original_length(model: PreTrainedModel, given: int | None) -> int:
     return length
 
 
+def _placed_modules(stack: BiasStack, method: Replacement, length: int) -> list[Change]:
+    """What a replacement puts into a stack, whose own tables nobody reads then."""
+    attentions = [each for each in stack.attentions if not each.crosses]
+    heads = [stack.config.num_attention_heads] * len(attentions)
+    changes = bias_changes(stack.module, method, heads, stack.causal, length)
+    if isinstance(method, TableMethod):
+        changes += table_changes(stack.module, method, stack.config.hidden_size, length)
+        changes.append(HookChange(stack.module, AddVectors(method.name)))
+    for owner in {each.owner for each in attentions if each.owner is not None}:
+        changes.append(UnusedParameters(owner.get_submodule("relative_attention_bias")))
+    return changes
+
+
 def _stack_changes(stack: BiasStack, biases: dict[Any, ScoreBias], kernel: Kernel) -> list[Change]:
     """Every attention module of a stack gets a forward of its own, and compact masks.
 
@@ -147,7 +168,7 @@ def _stack_changes(stack: BiasStack, biases: dict[Any, ScoreBias], kernel: Kerne
     for each in stack.attentions:
         forward = each.forward(
             module=each.module,
-            bias=None if each.crosses else biases[each.owner],
+            bias=None if each.crosses else biases[each.module],
             kernel=kernel,
             causal=stack.causal and not each.crosses,
         )
@@ -162,7 +183,11 @@ def _stack_changes(stack: BiasStack, biases: dict[Any, ScoreBias], kernel: Kerne
 
 def _scales(bias: ScoreBias) -> bool:
     """Whether any row gets another bias than in the unpatched model, be it longer than planned."""
-    return bias.is_scaled() or (bias.method is not None and bias.method.length_dependent)
+    return (
+        isinstance(bias.method, Replacement)
+        or bias.is_scaled()
+        or (bias.method is not None and bias.method.length_dependent)
+    )
 
 
 def _config_changes(

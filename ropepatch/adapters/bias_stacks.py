@@ -16,10 +16,11 @@ from ropepatch.adapters.biased import (
     Umt5Forward,
 )
 from ropepatch.adapters.pretrained import text_config
-from ropepatch.attention.score_bias import AlibiBias, BucketBias, ScoreBias
+from ropepatch.attention.score_bias import AlibiBias, BucketBias, PlacedBias, ScoreBias
 from ropepatch.errors import UnsupportedModelError
 from ropepatch.methods import Method
 from ropepatch.methods.base import AlibiGeometry, RelativeGeometry
+from ropepatch.methods.replacement import Replacement
 
 Part = Literal["encoder", "decoder"]
 
@@ -64,21 +65,29 @@ class BiasStack:
         """Whether queries see earlier keys only."""
         return self.part == "decoder"
 
-    def biases(self, method: Method | None, length: int) -> dict[nn.Module | None, ScoreBias]:
-        """One bias for every owner of a table in the stack, or the one of ALiBi, under None.
+    def biases(self, method: Method | None, length: int) -> dict[nn.Module, ScoreBias]:
+        """The bias of every attention module that has one; many share theirs.
 
         Raises MethodOptionError for a geometry that the method cannot take.
         """
+        attentions = [each for each in self.attentions if not each.crosses]
+        if isinstance(method, Replacement):
+            heads = self.config.num_attention_heads
+            return {
+                each.module: PlacedBias(self.module, method, heads, layer)
+                for layer, each in enumerate(attentions)
+            }
         if self.mechanism == "alibi":
-            return {None: AlibiBias(alibi_geometry(self.config, length), method)}
-        owners = {each.owner for each in self.attentions if each.owner is not None}
+            alibi = AlibiBias(alibi_geometry(self.config, length), method)
+            return {each.module: alibi for each in attentions}
         geometry = RelativeGeometry(
             num_buckets=self.config.relative_attention_num_buckets,
             max_distance=self.config.relative_attention_max_distance,
             bidirectional=not self.causal,
             original_max_position_embeddings=length,
         )
-        return {owner: BucketBias(geometry, method, owner) for owner in owners}
+        tables = {each.owner: BucketBias(geometry, method, each.owner) for each in attentions}
+        return {each.module: tables[each.owner] for each in attentions}
 
 
 def alibi_geometry(config: PreTrainedConfig, length: int) -> AlibiGeometry:

@@ -20,11 +20,14 @@ from ropepatch.attention.biased import Kernel, biased_attention
 from ropepatch.attention.score_bias import ScoreBias
 from ropepatch.attention.xpos import STEP, decayed
 from ropepatch.errors import PatchError
+from ropepatch.surgery import AttributeChange
 
 NAME = "ropepatch"
 WATCHED = "ropepatch_watched"
 IMPLEMENTATION = "_attn_implementation_internal"  #: where a config keeps the name
 SITE = "_ropepatch_site"  #: attribute of an attention module
+#: Attention beside the interface: the method of its module that computes it.
+OWN_ATTENTION = {"GPTNeoSelfAttention": "_attn"}
 
 
 @dataclass(eq=False)
@@ -76,6 +79,39 @@ def write_down(
     return value.new_zeros(rows, queries, heads, value.shape[-1]), None
 
 
+def site_change(module: nn.Module, site: Site) -> AttributeChange:
+    """What gives an attention module its site."""
+    own = OWN_ATTENTION.get(type(module).__name__)
+    if own is None:
+        return AttributeChange(module, SITE, site)
+    return AttributeChange(module, own, OwnAttention(module, site))
+
+
+def site_of(module: nn.Module) -> Site | None:
+    """The site that a patch gave an attention module."""
+    own = vars(module).get(OWN_ATTENTION.get(type(module).__name__, ""))
+    site: Site | None = own.site if isinstance(own, OwnAttention) else vars(module).get(SITE)
+    return site
+
+
+@dataclass(eq=False)
+class OwnAttention:
+    """Stands in for `_attn` of GPT-Neo's attention, which does not scale its scores."""
+
+    module: Any
+    site: Site
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: KeyMask | Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        module = self.module
+        dropout = module.attn_dropout.p if module.training else 0.0
+        window = module.config.window_size if module.attention_type == "local" else None
+        layer = _Layer(self.site, 1.0, dropout, window, None, module.config.output_attentions)
+        out, probabilities = layer.run(query, key, value, mask)
+        return out.transpose(1, 2), probabilities
+
+
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -92,21 +128,19 @@ def attention(
 
     Keys and values may have fewer heads than queries, which then share them.
     """
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     site: Site | None = vars(module).get(SITE)
     if site is None:
         raise PatchError(
             f"{type(module).__name__} runs ropepatch's attention, but carries no patch; call "
             "unpatch_model, then patch_model again"
         )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
     wants = bool(settings.get("output_attentions"))
-    call = _Layer(site, scale, dropout, sliding_window, softcap, wants)
-    if isinstance(attention_mask, KeyMask) and attention_mask.starts is not None:
-        return call.packed(query, key, value, attention_mask.starts), None
-    return call(query, key, value, attention_mask)
+    layer = _Layer(site, scale, dropout, sliding_window, softcap, wants)
+    return layer.run(query, key, value, attention_mask)
 
 
 @dataclass(frozen=True)
@@ -120,12 +154,15 @@ class _Layer:
     softcap: float | None
     probabilities: bool
 
-    def __call__(
+    def run(
         self, query: Tensor, key: Tensor, value: Tensor, mask: KeyMask | Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
+        """(batch, heads, n, channels) → (batch, query, heads, channels), and probabilities if wanted."""
+        if isinstance(mask, KeyMask) and mask.starts is not None and not self.probabilities:
+            return self._by_document(query, key, value, mask.starts), None
         offset, visible = read_mask(mask, query, key)
         if self.probabilities:
-            visible = whole_mask(visible, query, key, offset, self.site.causal)
+            visible = whole_mask(mask, query, key, self.site.causal)
         log_decay = self.site.log_decay
         if log_decay is None:
             return self._attend(query, key, value, visible, offset)
@@ -166,7 +203,7 @@ class _Layer:
             probabilities=self.probabilities,
         )
 
-    def packed(self, query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:
+    def _by_document(self, query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:
         """Every document by itself, which is also less work than to mask the others."""
         rows = []
         for row, own in enumerate(starts):
@@ -175,7 +212,7 @@ class _Layer:
             parts = []
             for first, last in pairwise(borders):
                 some = [states[row : row + 1, :, first:last] for states in (query, key, value)]
-                parts.append(self(some[0], some[1], some[2], None)[0])
+                parts.append(self.run(some[0], some[1], some[2], None)[0])
             rows.append(torch.cat(parts, 1))
         return torch.cat(rows)
 

@@ -94,14 +94,15 @@ def read_mask(
     return key.shape[2] - query.shape[2], mask
 
 
-def whole_mask(
-    mask: Tensor | None, query: Tensor, key: Tensor, offset: int | Tensor, causal: bool
-) -> Tensor | None:
+def whole_mask(mask: KeyMask | Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Tensor:
     """A mask that tells all, for which probabilities are computed. (batch or 1, 1, query, key)"""
-    queries, keys = query.shape[2], key.shape[2]
-    every = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
-    every = every if mask is None else every & mask
-    if causal:
-        at = torch.arange(queries, device=query.device)[:, None] + offset
-        every = every & (torch.arange(keys, device=query.device) <= at)
-    return every
+    offset, seen = read_mask(mask, query, key)
+    if seen is not None and seen.shape[2] > 1:
+        return seen
+    at = torch.arange(query.shape[2], device=query.device)[:, None] + offset
+    to = torch.arange(key.shape[2], device=query.device)
+    every = (to <= at if causal else torch.ones_like(to <= at))[None, None]
+    if isinstance(mask, KeyMask) and mask.starts is not None:
+        document = mask.starts.cumsum(-1)
+        every = every & (document[:, None, :, None] == document[:, None, None])
+    return every if seen is None else every & seen

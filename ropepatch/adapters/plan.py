@@ -8,12 +8,15 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ropepatch.adapters.generation import FixedScaleGenerate, refuse_continuous_batching
-from ropepatch.adapters.pretrained import text_config
+from ropepatch.adapters.pretrained import text_config, text_configs
 from ropepatch.errors import LengthError
 from ropepatch.manifest import CONFIG_KEY, Manifest
 from ropepatch.surgery import AttributeChange, Change
 
 NOTICE = "load it with ropepatch.load_pretrained"  #: in whatever plain transformers is to refuse
+# Entries of a saved config that transformers hands to the model, which refuses what it does not know.
+# The second is there for those who choose the first when they load.
+REFUSALS = ("attn_implementation", "experts_implementation")
 
 
 def checked_length(given: int) -> int:
@@ -35,6 +38,18 @@ def config_changes(
     # Some configs hold an attribute under another name than the one by which it is asked for.
     held = {name: type(config).attribute_map.get(name, name) for name in after}
     return [AttributeChange(config, held[name], value) for name, value in after.items()]
+
+
+def refusing_changes(
+    model: PreTrainedModel, after: dict[str, Any], manifest: Manifest
+) -> list[Change]:
+    """Every config of the model says what is live, and makes plain transformers refuse to load it."""
+    notice = f"{manifest.method} ({NOTICE})"
+    changes: list[Change] = []
+    for config in text_configs(model):
+        changes += config_changes(config, after, manifest)
+        changes += [AttributeChange(config, refusal, notice) for refusal in REFUSALS]
+    return changes
 
 
 def generation_changes(

@@ -34,13 +34,25 @@ class RotaryModule:
     layer_types: tuple[str | None, ...]
     layout: Layout
 
+    def geometry(
+        self, config: PreTrainedConfig, layer_type: str | None, length: int
+    ) -> RotaryGeometry:
+        """What a method is told. Raises UnsupportedModelError when frequencies are not base^(−2i/dim)."""
+        geometry = stock_geometry(self, layer_type, config.rope_parameters, length)
+        if not rounds_to(frequency_buffer(self.module, layer_type), geometry):
+            raise UnsupportedModelError(
+                f"the frequencies at {self.path!r} are not {geometry.base:g}^(-2i/{geometry.dim}) as "
+                "the config says; nothing was patched"
+            )
+        return geometry
+
     def replacement(
         self, config: PreTrainedConfig, method: Method, length: int, scaled: set[str | None]
     ) -> ScaledRotary:
         """The patched module, in which only the layer types `scaled` are."""
         sites = []
         for layer_type in self.layer_types:
-            geometry = _read_geometry(config, self, layer_type, length)
+            geometry = self.geometry(config, layer_type, length)
             stock = frequency_buffer(self.module, layer_type)
             chosen = method if layer_type in scaled else None
             site = RotarySite.plan(layer_type, geometry, chosen, stock)
@@ -74,7 +86,7 @@ def find_rotary_modules(model: PreTrainedModel) -> list[RotaryModule]:
     found = [
         _understand(name, modules[name.rpartition(".")[0]], module)
         for name, module in modules.items()
-        if any(buffer.endswith("inv_freq") for buffer, _ in module.named_buffers(recurse=False))
+        if _rotates(module)
     ]
     if not found:
         raise UnsupportedModelError(
@@ -83,6 +95,15 @@ def find_rotary_modules(model: PreTrainedModel) -> list[RotaryModule]:
             "and the biases of BLOOM, MPT, Falcon and T5"
         )
     return found
+
+
+def has_rotary_modules(model: PreTrainedModel) -> bool:
+    """Whether any module of the text decoder rotates, understood or not."""
+    return any(map(_rotates, text_modules(model).values()))
+
+
+def _rotates(module: nn.Module) -> bool:
+    return any(buffer.endswith("inv_freq") for buffer, _ in module.named_buffers(recurse=False))
 
 
 def _what_it_has(modules: dict[str, nn.Module]) -> str:
@@ -206,19 +227,6 @@ def stock_geometry(
         base=float(parameters_of(rope_parameters, layer_type)["rope_theta"]),
         original_max_position_embeddings=length,
     )
-
-
-def _read_geometry(
-    config: PreTrainedConfig, found: RotaryModule, layer_type: str | None, length: int
-) -> RotaryGeometry:
-    """What the method is told. Raises UnsupportedModelError when frequencies are not base^(−2i/dim)."""
-    geometry = stock_geometry(found, layer_type, config.rope_parameters, length)
-    if not rounds_to(frequency_buffer(found.module, layer_type), geometry):
-        raise UnsupportedModelError(
-            f"the frequencies at {found.path!r} are not {geometry.base:g}^(-2i/{geometry.dim}) as "
-            "the config says; nothing was patched"
-        )
-    return geometry
 
 
 def rounds_to(inv_freq: Tensor, geometry: RotaryGeometry) -> bool:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ropepatch.adapters.pretrained import text_modules
 from ropepatch.attention.position_modules import require_rows
 from ropepatch.methods import Method
-from ropepatch.methods.replacement import TableMethod
+from ropepatch.methods.replacement import Replacement, TableMethod
 from ropepatch.positions import interpolate_rows
 
 NAMES = ("wpe", "position_embeddings", "embed_positions")  #: under which models hold their tables
@@ -72,13 +72,13 @@ class TableForward:
         if isinstance(self.method, TableMethod):
             made: Tensor = self.stack.get_submodule(self.method.name)(positions.clamp(min=0))
             return (made * (positions >= 0)[..., None]).to(weight.dtype)
-        if "absolute" not in type(self.method).scales():
+        if isinstance(self.method, Replacement):
             return weight.new_zeros(*positions.shape, weight.shape[1])
         if not torch.compiler.is_compiling():
             rows = round(self.table.rows * self.method.factor)
             require_rows(f"the table, interpolated by {self.method.factor:g},", rows, positions)
         places = torch.where(positions < 0, positions, self.method.absolute(positions))
-        return interpolate_rows(weight, places + self.table.offset)
+        return interpolate_rows(weight, places + self.table.offset).to(weight.dtype)
 
 
 class OptTableForward(TableForward):

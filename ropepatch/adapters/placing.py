@@ -1,0 +1,133 @@
+"""What a replacement puts into a stack of layers: its module, and hooks by which the stack reads it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ropepatch.adapters.interface import IMPLEMENTATION, NAME
+from ropepatch.attention.lengths import named_arguments
+from ropepatch.attention.position_modules import BiasModule, TableModule
+from ropepatch.errors import LengthError, PatchError, UnsupportedModelError
+from ropepatch.methods import Method
+from ropepatch.methods.replacement import (
+    HeadGeometry,
+    ScoreBiasMethod,
+    TableGeometry,
+    TableMethod,
+)
+from ropepatch.surgery import AttributeChange, Change
+
+
+def bias_changes(
+    stack: nn.Module, method: Method, heads: list[int], causal: bool, length: int
+) -> list[Change]:
+    """The module of a score bias, under the method's name; none for a method without a bias.
+
+    `heads` are those of every layer. Raises MethodOptionError for what the method cannot serve.
+    """
+    if not isinstance(method, ScoreBiasMethod):
+        return []
+    if len(set(heads)) != 1:
+        raise UnsupportedModelError(
+            f"layers of {type(stack).__name__} have {sorted(set(heads))} heads, and one bias serves all; "
+            "nothing was patched"
+        )
+    geometry = HeadGeometry(
+        num_heads=heads[0],
+        num_layers=len(heads),
+        bidirectional=not causal,
+        original_max_position_embeddings=length,
+    )
+    return [_module_change(stack, method, BiasModule(method, geometry))]
+
+
+def table_changes(stack: nn.Module, method: TableMethod, dim: int, length: int) -> list[Change]:
+    """The module of vectors by position, under the method's name."""
+    geometry = TableGeometry(
+        rows=round(length * method.factor), dim=dim, original_max_position_embeddings=length
+    )
+    return [_module_change(stack, method, TableModule(method, geometry))]
+
+
+def _module_change(stack: nn.Module, method: Method, module: nn.Module) -> Change:
+    if hasattr(stack, method.name):
+        raise UnsupportedModelError(
+            f"{type(stack).__name__} has an attribute {method.name!r} already; nothing was patched"
+        )
+    like = next(stack.parameters())
+    module.to(like.device, like.dtype if like.is_floating_point() else None)
+    return AttributeChange(stack, method.name, module.train(stack.training))
+
+
+@dataclass(eq=False)
+class AddVectors:
+    """Hook before a stack: the vectors of its tokens' positions are added to their embeddings."""
+
+    name: str  #: of the module in the stack
+
+    def __call__(
+        self, stack: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *output: object
+    ) -> tuple[tuple[()], dict[str, Any]] | None:
+        if output:
+            return None
+        given = dict(named_arguments(stack, args, kwargs))
+        embeddings = given.get("inputs_embeds")
+        if embeddings is None:
+            if given.get("input_ids") is None:
+                return None  # stock says what is missing
+            embeddings = stack.get_input_embeddings()(given.pop("input_ids"))
+        positions = _positions(given, embeddings)
+        vectors: Tensor = stack.get_submodule(self.name)(positions)
+        given["inputs_embeds"] = embeddings + vectors.to(embeddings.device, embeddings.dtype)
+        return (), given
+
+
+def _positions(given: dict[str, Any], embeddings: Tensor) -> Tensor:
+    """Positions as given, or counted by the mask, or from what is cached on. (batch or 1, n)"""
+    positions: Tensor | None = given.get("position_ids")
+    if positions is not None:
+        return positions
+    cache = given.get("past_key_values")
+    cache = getattr(cache, "self_attention_cache", cache)
+    seen = 0 if cache is None else cache.get_seq_length()
+    places = torch.arange(embeddings.shape[1], device=embeddings.device) + seen
+    mask = given.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return places[None]
+    counted = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return counted.to(places.device)[:, places]
+
+
+@dataclass(eq=False)
+class RequireLive:
+    """Hook before a stack: its attention is still ours."""
+
+    def __call__(self, stack: PreTrainedModel, *_: object) -> None:
+        name = getattr(stack.config, IMPLEMENTATION)
+        if name != NAME:
+            raise PatchError(
+                f"the attention of {type(stack).__name__} was set to {name!r} after the patch, which "
+                "would leave the patch out; call unpatch_model, set_attn_implementation, patch_model"
+            )
+
+
+@dataclass(eq=False)
+class RequireRoom:
+    """Hook before a stack that keeps something for every position: there are no more tokens than that."""
+
+    longest: int  #: tokens
+
+    def __call__(
+        self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *_: object
+    ) -> None:
+        given = named_arguments(stack, args, kwargs)
+        ids = given.get("input_ids")
+        tokens = given.get("inputs_embeds") if ids is None else ids
+        if isinstance(tokens, Tensor) and tokens.shape[1] > self.longest:
+            raise LengthError(
+                f"{tokens.shape[1]} tokens are more than the {self.longest} that the model is patched "
+                "for; patch it for more (factor= or target_length=), or read fewer"
+            )

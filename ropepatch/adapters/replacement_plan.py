@@ -1,0 +1,178 @@
+"""From a rotary model, or one with a table of positions, to the changes of a patch that replaces them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ropepatch.adapters.attention_sites import AttentionModule, computes_itself, find_attention
+from ropepatch.adapters.bias_plan import checked_kernel
+from ropepatch.adapters.biased import forward_attribute
+from ropepatch.adapters.interface import IMPLEMENTATION, NAME, Site, site_change
+from ropepatch.adapters.placing import (
+    AddVectors,
+    RequireLive,
+    RequireRoom,
+    bias_changes,
+    table_changes,
+)
+from ropepatch.adapters.plan import checked_length, generation_changes, refusing_changes
+from ropepatch.adapters.pretrained import length_attribute, text_config, text_configs
+from ropepatch.adapters.rope_parameters import original_length, require_unscaled
+from ropepatch.adapters.rotary import RotaryModule, find_rotary_modules, unscaled
+from ropepatch.adapters.tables import PositionTable, find_tables, table_forward
+from ropepatch.attention.score_bias import PlacedBias
+from ropepatch.errors import UnsupportedModelError
+from ropepatch.manifest import Manifest, PatchInfo
+from ropepatch.methods import Method
+from ropepatch.methods.replacement import Replacement, ScoreBiasMethod, TableMethod
+from ropepatch.methods.xpos import XPos
+from ropepatch.surgery import AttributeChange, Change, HookChange, PatchRecord, UnusedParameters
+
+MethodFor = Callable[[int], Method]
+
+
+def plan_rotary_replacement(
+    model: PreTrainedModel,
+    method_for: MethodFor,
+    original_max_position_embeddings: int | None,
+    replace: bool,
+    attention: str,
+) -> PatchRecord:
+    """Plan to put another encoding in the place of rotation; `method_for` makes it for a trained length.
+
+    Raises UnsupportedModelError, AlreadyScaledError, MethodOptionError or LengthError.
+    """
+    found = find_rotary_modules(model)
+    config = text_config(model)
+    if not replace:
+        require_unscaled(config)
+    length = original_length(config, original_max_position_embeddings)
+    method = method_for(length)
+    changes: list[Change] = []
+    for module in (unscaled(model, each, config) for each in found):
+        new = module.replacement(config, method, length, set(module.layer_types))
+        changes.append(AttributeChange(module.parent, module.attribute, new))
+    stack = found[0].parent
+    if isinstance(method, TableMethod):
+        changes += table_changes(stack, method, config.hidden_size, length)
+        changes.append(HookChange(stack, AddVectors(method.name)))
+    if isinstance(method, ScoreBiasMethod | XPos):
+        modules = find_attention(model, found, repr(method.name))
+        decays = _decays(modules, method, found, config, length)
+        changes += _attention_changes(model, stack, modules, method, length, attention, decays)
+    manifest = Manifest.of(method, length)
+    after = {"max_position_embeddings": manifest.max_position_embeddings}
+    changes += refusing_changes(model, after, manifest)
+    changes += generation_changes(model, "max_position_embeddings", manifest)
+    sites = tuple(each.path for each in found)
+    return PatchRecord(changes, about=PatchInfo(**vars(manifest), sites=sites))
+
+
+def _decays(
+    modules: list[AttentionModule],
+    method: Method,
+    found: list[RotaryModule],
+    config: Any,
+    length: int,
+) -> list[Tensor | None]:
+    """xPos's decay of every channel, for every attention module; None for other methods."""
+    if not isinstance(method, XPos):
+        return [None] * len(modules)
+    geometry = found[0].geometry(config, found[0].layer_types[0], length)
+    by_pair = torch.cat([method.log_decay(geometry), torch.zeros(1, dtype=torch.float64)])
+    for each in modules:
+        if not bool(((each.pairs >= -1) & (each.pairs < len(by_pair) - 1)).all()):
+            raise UnsupportedModelError(
+                f"which channels of {each.path!r} are rotated together could not be told, so "
+                f"{method.name!r} cannot scale them; nothing was patched"
+            )
+    return [by_pair[each.pairs] if each.rotates else None for each in modules]
+
+
+def _attention_changes(
+    model: PreTrainedModel,
+    stack: nn.Module,
+    modules: list[AttentionModule],
+    method: Method,
+    length: int,
+    attention: str,
+    decays: list[Tensor | None],
+) -> list[Change]:
+    """Attention of ours in every module, with the bias of the method where there were positions."""
+    kernel = checked_kernel(attention, next(model.parameters()).device.type)
+    heads = [each.heads for each in modules]
+    changes = bias_changes(stack, method, heads, modules[0].causal, length)
+    rotary = any(each.rotates for each in modules)
+    for layer, (each, decay) in enumerate(zip(modules, decays, strict=True)):
+        own = method if each.rotates or not rotary else None
+        site = Site(PlacedBias(stack, own, each.heads, layer), kernel, each.causal, decay)
+        changes.append(site_change(each.module, site))
+    changes += [AttributeChange(config, IMPLEMENTATION, NAME) for config in text_configs(model)]
+    return [*changes, HookChange(stack, RequireLive())]
+
+
+def plan_absolute(
+    model: PreTrainedModel,
+    method_for: MethodFor,
+    original_max_position_embeddings: int | None,
+    attention: str,
+) -> PatchRecord:
+    """Plan to interpolate, or to replace, the table of positions of GPT-2, BERT and their like.
+
+    Raises UnsupportedModelError, MethodOptionError or LengthError.
+    """
+    tables = find_tables(model)
+    given, rows = original_max_position_embeddings, min(each.rows for each in tables)
+    length = rows if given is None else checked_length(given)
+    method = method_for(length)
+    manifest = Manifest.of(method, length, mechanism="absolute")
+    longest = manifest.max_position_embeddings
+    stack = _stack_of(model, tables[0])
+    changes: list[Change] = []
+    if isinstance(method, TableMethod):
+        changes += table_changes(stack, method, tables[0].module.embedding_dim, length)
+    limited = False
+    for table in tables:
+        _require_untouched(table, method)
+        forward = table_forward(table, method, stack)
+        changes.append(AttributeChange(table.module, forward_attribute(table.module), forward))
+        if isinstance(method, Replacement):
+            changes.append(UnusedParameters(table.module))
+        buffers = table.buffers(longest)
+        limited = limited or bool(buffers)
+        changes += [AttributeChange(table.parent, name, new) for name, new in buffers.items()]
+    # GPT-Neo's own attention ends with its table, whatever makes the positions.
+    if isinstance(method, ScoreBiasMethod) or computes_itself(model):
+        modules = find_attention(model, [], repr(method.name))
+        none: list[Tensor | None] = [None] * len(modules)
+        changes += _attention_changes(model, stack, modules, method, length, attention, none)
+    if limited:
+        changes.append(HookChange(stack, RequireRoom(longest)))
+    config = text_config(model)
+    attribute = length_attribute(config)
+    assert attribute is not None
+    reserved = int(getattr(config, attribute)) - rows  # RoBERTa's config counts all rows
+    changes += refusing_changes(model, {attribute: longest + reserved}, manifest)
+    changes += generation_changes(model, attribute, manifest)
+    paths = tuple(each.path for each in tables)
+    return PatchRecord(changes, about=PatchInfo(**vars(manifest), sites=paths))
+
+
+def _stack_of(model: PreTrainedModel, table: PositionTable) -> PreTrainedModel:
+    """The innermost transformers model that holds a table: it is called with the tokens."""
+    parts = table.path.split(".")
+    inner = (model.get_submodule(".".join(parts[:end])) for end in range(len(parts), -1, -1))
+    return next(module for module in inner if isinstance(module, PreTrainedModel))
+
+
+def _require_untouched(table: PositionTable, method: Method) -> None:
+    """Raise UnsupportedModelError when an adapter trains a table that would be read no more."""
+    trains = any(hasattr(module, "active_adapter") for module in table.parent.children())
+    if isinstance(method, Replacement) and trains:
+        raise UnsupportedModelError(
+            f"an adapter trains {table.path!r}, which {method.name!r} would put out of use; load the "
+            "model without the adapter, patch it, then train a new one"
+        )
