@@ -38,6 +38,7 @@ from ropepatch.errors import (
 )
 from ropepatch.manifest import CONFIG_KEY, Manifest
 from ropepatch.patch import patch_info, patch_model, unpatch_model
+from ropepatch.placed_parameters import PLACED, load_placed, save_placed, without_report_of
 from ropepatch.verification import require_intact, verify_native
 from ropepatch.whole_files import replaced_directory
 
@@ -45,7 +46,7 @@ SIDECAR = "ropepatch.json"
 ADAPTER_CONFIG = "adapter_config.json"
 # What tells which model a directory holds, or is one; all of it goes when another is saved there.
 FULL_MODEL = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*")
-ADAPTER = ("adapter_*", SIDECAR)
+ADAPTER = ("adapter_*", SIDECAR, PLACED)
 
 
 def save_pretrained(
@@ -73,6 +74,8 @@ def save_pretrained(
             save_adapter(model, written, state_dict)
         else:
             root.save_pretrained(written, state_dict=state_dict)
+        if is_adapter:
+            save_placed(root, written)
         if tokenizer is not None:
             save_tokenizer(tokenizer, written, trained_length(root))
     return Path(directory)
@@ -195,10 +198,13 @@ def load_model(
         setattr(text, name, value)
     delattr(text, CONFIG_KEY)
     model_class = getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM)
-    model = apply(
-        manifest,
-        build(config) if build else model_class.from_pretrained(directory, config=config, **kwargs),
-    )
+    if build:
+        model = apply(manifest, build(config))
+    else:
+        with without_report_of(manifest):
+            base = model_class.from_pretrained(directory, config=config, **kwargs)
+        model = apply(manifest, base)
+        load_placed(model, sorted(directory.glob("model*.safetensors")))
     live = text_config(model)
     edited = [name for name, value in written.items() if getattr(live, name) != value]
     if edited:
@@ -237,6 +243,8 @@ def load_adapter(
     base = load_base(directory, kwargs) if base_model is None else base_model
     patched_here = patch_base(base, manifest)
     try:
+        if patched_here:
+            load_placed(pretrained_model(base), [directory / PLACED])
         return PeftModel.from_pretrained(base, directory)
     except BaseException:
         if patched_here:

@@ -6,7 +6,8 @@ undone without touching the original.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -73,7 +74,9 @@ class AttributeChange:
 
     def is_live(self) -> bool:
         live = _own_attribute(self.target, self.attribute)
-        return live is self.after or (not isinstance(live, nn.Module) and bool(live == self.after))
+        if isinstance(live, nn.Module):  # PEFT wraps what it trains a copy of
+            return self.after in list(live.modules())
+        return live is self.after or bool(live == self.after)
 
 
 @dataclass
@@ -143,6 +146,19 @@ class PatchRecord:
                 change.revert()
             raise
         setattr(model, RECORD, self)
+
+    @contextmanager
+    def suspended(self, model: nn.Module) -> Iterator[None]:
+        """Within the body, the model is as before the patch; then again as it was."""
+        attributes = [each for each in self.changes if isinstance(each, AttributeChange)]
+        lives = [_own_attribute(each.target, each.attribute) for each in attributes]
+        self.revert(model)
+        try:
+            yield
+        finally:
+            self.apply(model)
+            for change, live in zip(attributes, lives, strict=True):
+                setattr(change.target, change.attribute, live)
 
     def revert(self, model: nn.Module) -> None:
         """Undo all changes, last first, and take the record off `model`."""

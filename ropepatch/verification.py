@@ -1,22 +1,14 @@
 """Proof that a patch is live: what should run is recomputed, compared with what runs, and probed."""
 
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from ropepatch.adapters.bias_stacks import find_bias_stacks
-from ropepatch.adapters.biased import BiasedForward, forward_attribute
-from ropepatch.adapters.interface import site_of
-from ropepatch.adapters.pretrained import (
-    evaluation_mode,
-    pretrained_model,
-    text_config,
-    text_configs,
-)
+from ropepatch.adapters.pretrained import pretrained_model, text_config, text_configs
 from ropepatch.adapters.rotary import (
     find_rotary_modules,
     frequency_buffer,
@@ -24,16 +16,15 @@ from ropepatch.adapters.rotary import (
     rounds_to,
     stock_geometry,
 )
-from ropepatch.attention.lengths import request_lengths
 from ropepatch.attention.rotary import RotarySite, ScaledRotary, is_scaled
-from ropepatch.attention.score_bias import ScoreBias
 from ropepatch.errors import PatchVerificationError
+from ropepatch.logit_change import change_from_stock, logit_change, scaled_modules, score_biases
 from ropepatch.manifest import Manifest
 from ropepatch.methods import RotaryFrequencies
+from ropepatch.methods.registry import method_class
+from ropepatch.methods.replacement import Replacement
 from ropepatch.surgery import AttributeChange, PatchRecord, find_record
 
-PROBE_TOKENS = 16
-BIAS_PROBE_TOKENS = 64  # more than the distances that T5's buckets keep
 AGAIN = "unpatch_model, then patch_model again"
 
 
@@ -65,10 +56,13 @@ def verify(model: nn.Module) -> Verification:
     record, sites, error = require_intact(model)
     length = record.about.max_position_embeddings
     biases = score_biases(model)
-    change = logit_change(pretrained_model(model), length, biases)
-    scales = any(scales_at(site, length) for site in sites) or any(
-        bias.is_scaled() for bias in biases
-    )
+    if replaces_stock(record):
+        change, scales = change_from_stock(found[0], record), record.about.factor > 1
+    else:
+        change = logit_change(pretrained_model(model), length, biases)
+        scales = any(scales_at(site, length) for site in sites) or any(
+            bias.is_scaled() for bias in biases
+        )
     if not change > 0.0 and scales:
         raise PatchVerificationError(
             f"{record.about.method!r} is in place, but the logits do not depend on it: something has"
@@ -76,6 +70,13 @@ def verify(model: nn.Module) -> Verification:
         )
     count = len(sites) if sites else len(record.about.sites)
     return Verification(record.about.method, "patched", count, error, change)
+
+
+def replaces_stock(record: PatchRecord) -> bool:
+    """Whether positions are made by something else than what the unpatched model has."""
+    return record.about.mechanism == "absolute" or issubclass(
+        method_class(record.about.method), Replacement
+    )
 
 
 def require_intact(model: nn.Module) -> tuple[PatchRecord, list[RotarySite], float]:
@@ -94,23 +95,6 @@ def require_intact(model: nn.Module) -> tuple[PatchRecord, list[RotarySite], flo
         sites += [site for site in module.sites.values() if site.method is not None]
     # A score bias is made from its method at every call: that its module is live says all.
     return record, sites, max((site_error(site) for site in sites), default=0.0)
-
-
-def score_biases(model: nn.Module) -> list[ScoreBias]:
-    """The score biases that a patch has scaled or put in, each once."""
-    found: dict[int, ScoreBias] = {}
-    for module in model.modules():
-        forward = vars(module).get(forward_attribute(module))
-        site = forward if isinstance(forward, BiasedForward) else site_of(module)
-        bias = None if site is None else site.bias
-        if bias is not None and bias.method is not None:
-            found[id(bias)] = bias
-    return list(found.values())
-
-
-def scaled_modules(model: nn.Module) -> list[ScaledRotary]:
-    """The rotary modules that a patch has put in."""
-    return [module for module in model.modules() if isinstance(module, ScaledRotary)]
 
 
 def require_live(record: PatchRecord, model: PreTrainedModel) -> None:
@@ -237,47 +221,3 @@ def native_error(
             " ropepatch.load_pretrained, which keeps the patch through casts"
         )
     return error
-
-
-@torch.no_grad()
-def logit_change(model: PreTrainedModel, length: int, biases: list[ScoreBias]) -> float:
-    """Largest change of a logit between scaled and unscaled positions, spread over `length` tokens."""
-    modules = scaled_modules(model)
-    hook = getattr(model, "_hf_hook", None)  # accelerate's, of a model whose weights are elsewhere
-    device = modules[0].device if modules else getattr(hook, "execution_device", model.device)
-    inputs = probe_inputs(model, length, spread=bool(modules), device=device)
-    with evaluation_mode(model), ExitStack() as stack:
-        lengths = torch.tensor([length], device=device)
-        stack.enter_context(request_lengths((*modules, *biases), lengths))
-        scaled = model(**inputs)[0]
-        for module in modules:
-            handle = module.register_forward_hook(unscaled_output, with_kwargs=True)
-            stack.callback(handle.remove)
-        for bias in biases:
-            stack.callback(setattr, bias, "method", bias.method)
-            bias.method = None
-        unscaled = model(**inputs)[0]
-    return float((scaled - unscaled).abs().max())
-
-
-def probe_inputs(
-    model: PreTrainedModel, length: int, *, spread: bool, device: torch.device
-) -> dict[str, Any]:
-    """Arguments of a forward call over a few tokens; score biases need no far positions to show."""
-    count = min(PROBE_TOKENS if spread else BIAS_PROBE_TOKENS, length)
-    # Downwards, so that the end-of-sequence token, which classifiers read, comes late.
-    ids = (torch.arange(count, 0, -1, device=device) % text_config(model).vocab_size)[None]
-    # Without a mask transformers takes jumps of the positions for document borders.
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids
-    if spread:
-        inputs["position_ids"] = torch.linspace(0, length - 1, count, device=device).long()[None]
-    return inputs
-
-
-def unscaled_output(
-    module: ScaledRotary, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
-) -> object:
-    """Forward hook: answer with what the stock module would."""
-    return module.stock(*args, **kwargs)

@@ -23,7 +23,9 @@ LAYERS = (
     "manifest",
     "adapters",
     "patch",
+    "logit_change",
     "verification",
+    "placed_parameters",
     "checkpoint",
     "ropepatch",  # the package itself, which only hands on names of the layers before it
     "corpus",

@@ -11,6 +11,7 @@ from ropepatch.adapters.attention_sites import AttentionModule, computes_itself,
 from ropepatch.adapters.bias_plan import checked_kernel
 from ropepatch.adapters.biased import forward_attribute
 from ropepatch.adapters.interface import IMPLEMENTATION, NAME, Site, site_change
+from ropepatch.adapters.masks import padding_mask_for_generate
 from ropepatch.adapters.placing import (
     AddVectors,
     RequireLive,
@@ -111,6 +112,11 @@ def _attention_changes(
         site = Site(PlacedBias(stack, own, each.heads, layer), kernel, each.causal, decay)
         changes.append(site_change(each.module, site))
     changes += [AttributeChange(config, IMPLEMENTATION, NAME) for config in text_configs(model)]
+    if model.can_generate():
+        # Outside of a forward call, masks have to be tensors.
+        changes.append(
+            AttributeChange(model, "create_masks_for_generate", padding_mask_for_generate)
+        )
     return [*changes, HookChange(stack, RequireLive())]
 
 

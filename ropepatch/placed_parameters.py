@@ -1,0 +1,88 @@
+"""Parameters that a patch put into a model, in the files of a checkpoint."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ropepatch.errors import SidecarError
+from ropepatch.manifest import Manifest
+from ropepatch.surgery import AttributeChange, find_record
+
+PLACED = "ropepatch.safetensors"  #: beside an adapter, whose own file has what it trains only
+
+
+def placed_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The modules that a patch put into a model, by the path that they have in it."""
+    found = find_record(model)
+    if found is None:
+        return {}
+    paths = {module: path for path, module in model.named_modules()}
+    modules = {}
+    for change in found[1].changes:
+        # What takes the place of a stock module has parameters of its own no more than that had.
+        if isinstance(change, AttributeChange) and isinstance(change.after, nn.Module):
+            path = paths[change.target]
+            modules[f"{path}.{change.attribute}" if path else change.attribute] = change.after
+    return modules
+
+
+def placed_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """What of them trains, by the names of a full checkpoint, also where PEFT has wrapped it."""
+    return {
+        f"{path}.{name}": parameter
+        for path, module in placed_modules(model).items()
+        for name, parameter in module.named_parameters()
+    }
+
+
+def save_placed(model: PreTrainedModel, directory: Path) -> None:
+    """Write them beside an adapter; nothing where there are none."""
+    held = {name: value.detach().cpu() for name, value in placed_parameters(model).items()}
+    if held:
+        save_file(held, directory / PLACED)
+
+
+@torch.no_grad()
+def load_placed(model: PreTrainedModel, files: Sequence[Path]) -> None:
+    """Give them the values that files hold. Raises SidecarError when one is missing or of another shape."""
+    wanted = placed_parameters(model)
+    found: dict[str, Tensor] = {}
+    for file in files if wanted else ():
+        if file.is_file():
+            with safe_open(file, framework="pt") as tensors:
+                found |= {name: tensors.get_tensor(name) for name in wanted if name in tensors}
+    for name, parameter in wanted.items():
+        value = found.get(name)
+        if value is None or value.shape != parameter.shape:
+            there = "missing" if value is None else f"of shape {tuple(value.shape)}"
+            raise SidecarError(
+                f"{name}, which the patch puts into the model, is {there} in "
+                f"{', '.join(map(str, files)) or 'the checkpoint'}; allowed: {tuple(parameter.shape)}; save "
+                "the model again with ropepatch.save_pretrained"
+            )
+        parameter.copy_(value)
+
+
+@contextmanager
+def without_report_of(manifest: Manifest) -> Iterator[None]:
+    """Within the body, transformers does not report weights of the patch, and nothing else, as unexpected."""
+
+    def says_more(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        keys = [line for line in message.splitlines() if line.count("|") > 1][1:]
+        ours = [line for line in keys if f"{manifest.method}." in line and "UNEXPECTED" in line]
+        return "LOAD REPORT" not in message or keys != ours
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(says_more)
+    try:
+        yield
+    finally:
+        logger.removeFilter(says_more)
