@@ -90,3 +90,12 @@ def relative_buckets(
     far = (num_exact + spaced.long()).clamp(max=num_buckets - 1)
     future = num_buckets * (position > 0) if bidirectional else 0
     return (torch.where(distance < num_exact, distance, far) + future).to(relative_position.device)
+
+
+def decay_bound(inv_freq: Tensor, distances: Tensor) -> Tensor:
+    """Mean of |S_i(D)|, S_i = Σ_{j<=i} e^(𝑖·D·θ_j): bounds scores at distance D (arXiv 2104.09864, §3.4.3).
+
+    (dim/2,), (n,) → (n,)
+    """
+    angles = distances[:, None].double() * inv_freq
+    return torch.polar(torch.ones_like(angles), angles).cumsum(-1).abs().mean(-1)
