@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ropepatch.methods import make_method as make_method
     from ropepatch.methods import register_method as register_method
     from ropepatch.methods import rotary_frequencies as rotary_frequencies
+    from ropepatch.methods import score_bias as score_bias
     from ropepatch.patch import list_methods as list_methods
     from ropepatch.patch import patch_info as patch_info
     from ropepatch.patch import patch_model as patch_model
@@ -40,6 +41,7 @@ _HOMES = {
     "register_method": "methods",
     "rotary_frequencies": "methods",
     "save_pretrained": "checkpoint",
+    "score_bias": "methods",
     "unpatch_model": "patch",
     "verify": "verification",
 }

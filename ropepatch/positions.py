@@ -60,6 +60,16 @@ def rotary_coherence(inv_freq: Tensor, distances: Tensor) -> Tensor:
     return torch.cos(distances[:, None].double() * inv_freq).sum(-1)
 
 
+def decay_bound(inv_freq: Tensor, distances: Tensor, log_decay: Tensor | float = 0.0) -> Tensor:
+    """Mean of |S_i(D)|, S_i = Σ_{j<=i} e^(𝑖·D·θ_j): bounds scores at distance D (arXiv 2104.09864, §3.4.3).
+
+    `log_decay` is xPos' ln ζ_j per token, which each term is multiplied by. (dim/2,), (n,) → (n,)
+    """
+    distances = distances[:, None].double()
+    terms = torch.polar((distances * log_decay).exp().expand(-1, len(inv_freq)), distances * inv_freq)
+    return terms.cumsum(-1).abs().mean(-1)
+
+
 def alibi_slopes(num_heads: int, bias_max: float = 8.0) -> Tensor:
     """Slope of every head of an unscaled ALiBi model (arXiv 2108.12409, §3). (num_heads,)
 
@@ -92,10 +102,22 @@ def relative_buckets(
     return (torch.where(distance < num_exact, distance, far) + future).to(relative_position.device)
 
 
-def decay_bound(inv_freq: Tensor, distances: Tensor) -> Tensor:
-    """Mean of |S_i(D)|, S_i = Σ_{j<=i} e^(𝑖·D·θ_j): bounds scores at distance D (arXiv 2104.09864, §3.4.3).
+def sinusoids(positions: Tensor, dim: int) -> Tensor:
+    """Sine and cosine of every pair by turns (arXiv 1706.03762, §3.5), float64. (…) → (…, dim)"""
+    frequencies = inverse_frequencies(dim, 10000.0).to(positions.device)
+    angles = positions[..., None].double() * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[..., :dim]
 
-    (dim/2,), (n,) → (n,)
+
+def interpolate_rows(table: Tensor, places: Tensor) -> Tensor:
+    """Rows of a table between which `places` lie, blended by distance, float64. (rows, dim), (…) → (…, dim)
+
+    At a whole place that very row; beyond the last row the last one.
     """
-    angles = distances[:, None].double() * inv_freq
-    return torch.polar(torch.ones_like(angles), angles).cumsum(-1).abs().mean(-1)
+    last = len(table) - 1
+    places = places.double().clamp(max=last)
+    below = places.long()
+    share = places - below
+    rows = (torch.nn.functional.embedding(at, table) for at in (below, (below + 1).clamp(max=last)))
+    lower, upper = (row.double() for row in rows)
+    return torch.lerp(lower, upper, share[..., None])

@@ -15,7 +15,7 @@ from ropepatch.positions import alibi_slopes, inverse_frequencies, relative_buck
 
 MECHANISMS = ("rotary", "alibi", "relative", "absolute")
 
-_RESCALED = {
+POSITIONS = {  #: what a mechanism has that a method may change
     "rotary": "rotary frequencies",
     "alibi": "ALiBi",
     "relative": "relative buckets",
@@ -51,6 +51,14 @@ def require_count(option: str, given: object, unit: str, *, at_least: int = 1) -
         raise MethodOptionError(
             f"{option} is {given!r}; allowed: a whole number of {unit}, at least {at_least}"
         )
+
+
+def require_one_of(option: str, given: object, *allowed: str) -> None:
+    """Raise MethodOptionError unless `given` is one of the words `allowed`."""
+    if given not in allowed:
+        words = [repr(word) for word in allowed]
+        listed = f"{', '.join(words[:-1])} or {words[-1]}"
+        raise MethodOptionError(f"{option} is {given!r}; allowed: {listed}")
 
 
 def require_factors(option: str, given: object) -> tuple[float, ...]:
@@ -199,12 +207,10 @@ class Method:
     @classmethod
     def unsupported(cls, mechanism: str) -> UnsupportedMechanismError:
         """The error of a mechanism that this method does not serve, naming methods that do."""
-        from ropepatch.methods.registry import methods_for  # which itself needs this module
+        from ropepatch.methods.registry import serving  # which itself needs this module
 
-        what = _RESCALED[mechanism]
         return UnsupportedMechanismError(
-            f"{cls.name!r} does not rescale {what}; methods for {what}: "
-            f"{', '.join(methods_for(mechanism))}"
+            f"{cls.name!r} does not rescale {POSITIONS[mechanism]}; {serving(mechanism)}"
         )
 
     def native_relative(self, geometry: RelativeGeometry) -> int | None:

@@ -16,6 +16,7 @@ from ropepatch.methods.base import (
     RotaryGeometry,
     require_count,
 )
+from ropepatch.methods.replacement import Replacement
 from ropepatch.spelling import did_you_mean
 
 MethodClass = TypeVar("MethodClass", bound=type[Method])
@@ -93,16 +94,28 @@ def make_method(name: str, **options: Any) -> Method:
     return cls(**options)
 
 
-def methods_for(mechanism: str | None = None) -> list[str]:
-    """Registered names, of all methods or of those that serve one mechanism."""
+def methods_for(mechanism: str | None = None, *, replacing: bool | None = None) -> list[str]:
+    """Registered names, of all methods or of those that serve one mechanism.
+
+    `replacing` asks for those that put another encoding in its place (True) or scale it (False).
+    """
     if mechanism is not None and mechanism not in MECHANISMS:
         raise MethodError(f"{mechanism!r} is no mechanism; mechanisms: {', '.join(MECHANISMS)}")
     return sorted(
-        name for name, cls in _METHODS.items() if mechanism is None or mechanism in cls.mechanisms()
+        name
+        for name, cls in _METHODS.items()
+        if mechanism is None or mechanism in cls.mechanisms()
+        if replacing is None or replacing == issubclass(cls, Replacement)
     )
 
 
-def _chosen(method: str | Method, options: dict[str, Any]) -> Method:
+def serving(mechanism: str) -> str:
+    """What there is for a mechanism, as errors end with it."""
+    rescale, replace = (", ".join(methods_for(mechanism, replacing=way)) for way in (False, True))
+    return f"methods that rescale: {rescale}; methods that replace: {replace}"
+
+
+def chosen_method(method: str | Method, options: dict[str, Any]) -> Method:
     """The method, by its name and options or as it is given."""
     if not isinstance(method, Method):
         return make_method(method, **options)
@@ -132,7 +145,7 @@ def rotary_frequencies(
 
     `seq_len` is the length of the sequence in tokens, which only length-dependent methods read.
     """
-    chosen = _chosen(method, options)
+    chosen = chosen_method(method, options)
     geometry = RotaryGeometry(
         dim=dim, base=base, original_max_position_embeddings=original_max_position_embeddings
     )
@@ -154,7 +167,7 @@ def alibi_slopes(
     """
     if method is None and options:
         raise MethodOptionError(f"{', '.join(options)} given without a method; name the method too")
-    chosen = make_method("linear") if method is None else _chosen(method, options)
+    chosen = make_method("linear") if method is None else chosen_method(method, options)
     trained = original_max_position_embeddings
     if trained is None:
         if chosen.length_dependent and "alibi" in chosen.mechanisms():

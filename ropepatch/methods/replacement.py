@@ -7,8 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ropepatch.errors import UnsupportedMechanismError
+from ropepatch.errors import MethodOptionError, UnsupportedMechanismError
 from ropepatch.methods.base import (
+    POSITIONS,
     Geometry,
     Method,
     RotaryFrequencies,
@@ -17,6 +18,22 @@ from ropepatch.methods.base import (
 )
 
 Parameters = Mapping[str, Tensor]  #: what trains, by name
+
+
+def by_head(values: Tensor, distances: Tensor) -> Tensor:
+    """A number for each head, to be combined with distances (…), as they are kept. → (heads, 1 …)"""
+    return values.to(distances).reshape(-1, *[1] * distances.dim())
+
+
+def generator(seed: int) -> torch.Generator:
+    """Random numbers of a method's own, on the CPU: the same wherever the model runs."""
+    return torch.Generator().manual_seed(seed)
+
+
+def require_seed(given: object) -> None:
+    """Raise MethodOptionError unless `given` can be the option `seed`."""
+    if type(given) is not int or not 0 <= given < 2**63:
+        raise MethodOptionError(f"seed is {given!r}; allowed: a whole number from 0 to 2^63 − 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +76,20 @@ class Replacement(Method):
 
     @classmethod
     def unsupported(cls, mechanism: str) -> UnsupportedMechanismError:
-        """The error of a mechanism that this method does not replace, naming methods that serve it."""
-        from ropepatch.methods.registry import methods_for  # which itself needs this module
+        """The error of a mechanism that it does not replace, or is asked to rescale."""
+        from ropepatch.methods.registry import serving  # which itself needs this module
 
+        does = (
+            "replaces, and does not rescale," if mechanism in cls.replaces else "does not replace"
+        )
         return UnsupportedMechanismError(
-            f"{cls.name!r} does not replace {mechanism} positions; methods for them: "
-            f"{', '.join(methods_for(mechanism))}"
+            f"{cls.name!r} {does} {POSITIONS[mechanism]}; {serving(mechanism)}"
         )
 
     def rotary(self, geometry: RotaryGeometry, length: Tensor | None = None) -> RotaryFrequencies:
         """No rotation: all frequencies are 0."""
+        if "rotary" not in self.replaces:
+            raise self.unsupported("rotary")
         return RotaryFrequencies(torch.zeros_like(geometry.inv_freq))
 
 
@@ -82,14 +103,23 @@ class ScoreBiasMethod(Replacement):
     #: a set of parameters for every layer (UMT5, arXiv 2304.09151), not one that all layers share
     per_layer: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.per_layer, bool):
+            raise MethodOptionError(f"per_layer is {self.per_layer!r}; allowed: True or False")
+
     def initial(self, geometry: HeadGeometry) -> dict[str, Tensor]:
-        """What trains, float64, the same every time; nothing by default. Each (heads,) or (…, heads)."""
+        """What trains in a layer, float64, the same every time; nothing by default.
+
+        Each (heads,) or (…, heads). Raises MethodOptionError for heads that it cannot serve.
+        """
         return {}
 
     def bias(self, geometry: HeadGeometry, distances: Tensor, parameters: Parameters) -> Tensor:
-        """Bias at distances query − key, in the dtype of `distances`. (…) → (heads, …)
+        """Bias at distances query − key, in the floating dtype of `distances`. (…) → (heads, …)
 
-        Finite, and with finite gradients, at every distance, also at those that a mask hides.
+        Finite at every distance, also at those that a mask hides, or −inf where the method itself
+        hides a direction; gradients are finite everywhere.
         """
         raise NotImplementedError
 

@@ -14,6 +14,7 @@ from ropepatch.methods.base import (
     RotaryFrequencies,
     RotaryGeometry,
     require_number,
+    require_one_of,
     stretch,
 )
 from ropepatch.methods.registry import register_method
@@ -48,8 +49,7 @@ class NtkByParts(Method):
             )
         if not isinstance(self.truncate, bool):
             raise MethodOptionError(f"truncate is {self.truncate!r}; allowed: True or False")
-        if self.ramp not in ("index", "turns"):
-            raise MethodOptionError(f"ramp is {self.ramp!r}; allowed: 'index' or 'turns'")
+        require_one_of("ramp", self.ramp, "index", "turns")
 
     def kept(self, geometry: RotaryGeometry) -> Tensor:
         """γ: 1 for pairs that keep their frequency, 0 for fully interpolated ones. (dim/2,)"""
