@@ -76,9 +76,9 @@ def measure(checkpoint: str, data: str, count: int) -> str:
 
 
 def stages_of(model: PreTrainedModel) -> tuple[list[Stage], list[str]]:
-    """Unpatched and with every method that serves the model; a line for each that is left out."""
+    """Unpatched and with every method that scales the model; a line for each that is left out."""
     stages, skipped = [Stage("unpatched")], []
-    for name in list_methods(model):
+    for name in list_methods(model, replacing=False):
         try:
             stages += method_stages(name, model.config.is_encoder_decoder)
         except MethodOptionError as error:

@@ -231,8 +231,15 @@ def patch_info(model: nn.Module) -> PatchInfo | None:
     return None if found is None else found[1].about
 
 
-def list_methods(model_or_mechanism: nn.Module | str | None = None) -> list[str]:
-    """Names of all methods, or of those that serve a mechanism ("rotary", "alibi", "relative") or a model."""
-    if isinstance(model_or_mechanism, nn.Module):
-        return methods_for(mechanism_of(pretrained_model(model_or_mechanism)))
-    return methods_for(model_or_mechanism)
+def list_methods(
+    model_or_mechanism: nn.Module | str | None = None, *, replacing: bool | None = None
+) -> list[str]:
+    """Names of all methods, or of those that serve a model or a mechanism.
+
+    Mechanisms are "rotary", "alibi", "relative" and "absolute". `replacing` asks for methods that
+    put another encoding in its place (True) or scale the one that there is (False).
+    """
+    mechanism = model_or_mechanism
+    if isinstance(mechanism, nn.Module):
+        mechanism = mechanism_of(pretrained_model(mechanism))
+    return methods_for(mechanism, replacing=replacing)

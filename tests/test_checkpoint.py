@@ -30,7 +30,7 @@ OPTIONS = {
     "longrope": {"short_factor": [1.0] * 8, "long_factor": [1.0 + i for i in range(8)]},
 }
 STATIC, LENGTH_DEPENDENT = [], []
-for name in list_methods("rotary"):
+for name in list_methods("rotary", replacing=False):
     dependent = make_method(name, **OPTIONS.get(name, {})).length_dependent
     (LENGTH_DEPENDENT if dependent else STATIC).append(name)
 VARIANTS = {

@@ -96,7 +96,14 @@ def test_a_method_that_overrides_nothing_serves_no_mechanism():
     [("alibi", ["dynamic_linear", "linear", "ntk"]), ("relative", ["linear", "log"])],
 )
 def test_score_biases_are_served_by_few(mechanism, names):
-    assert methods_for(mechanism) == names
+    assert methods_for(mechanism, replacing=False) == names
+
+
+@pytest.mark.parametrize("mechanism", [None, "rotary", "alibi", "relative", "absolute"])
+def test_methods_either_replace_or_scale(mechanism):
+    replace, scale = (methods_for(mechanism, replacing=way) for way in (True, False))
+    assert sorted(replace + scale) == methods_for(mechanism)
+    assert not set(replace) & set(scale)
 
 
 def test_a_method_that_serves_no_rotary_model_is_not_listed_for_them():
