@@ -66,7 +66,9 @@ def decay_bound(inv_freq: Tensor, distances: Tensor, log_decay: Tensor | float =
     `log_decay` is xPos' ln ζ_j per token, which each term is multiplied by. (dim/2,), (n,) → (n,)
     """
     distances = distances[:, None].double()
-    terms = torch.polar((distances * log_decay).exp().expand(-1, len(inv_freq)), distances * inv_freq)
+    terms = torch.polar(
+        (distances * log_decay).exp().expand(-1, len(inv_freq)), distances * inv_freq
+    )
     return terms.cumsum(-1).abs().mean(-1)
 
 

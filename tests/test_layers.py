@@ -33,10 +33,15 @@ LAYERS = (
     "terminal",
     "training",
     "description",
+    "model_portraits",
+    "portrait_tables",
+    "pictures",
+    "inspection_arguments",
     "evaluation_arguments",
     "evaluation_commands",
     "demo",
     "arguments",
+    "inspection",
     "lm_eval_model",
     "lm_eval_command",
     "cli",
@@ -60,7 +65,7 @@ PUBLIC_TRANSFORMERS = {"transformers"} | {
     for module in ("integrations", "trainer_callback", "trainer_utils", "utils")
 }
 EXTRAS = {"accelerate", "datasets", "jinja2", "lm_eval", "matplotlib", "peft"}
-MAY_USE_EXTRAS = {"checkpoint", "evals", "lm_eval_command", "lm_eval_model", "training"}
+MAY_USE_EXTRAS = {"checkpoint", "evals", "lm_eval_command", "lm_eval_model", "pictures", "training"}
 
 
 class Import(NamedTuple):

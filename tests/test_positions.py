@@ -170,6 +170,14 @@ def test_the_decay_bound_is_the_mean_of_the_partial_sums(dim, base, distance):
     assert found == pytest.approx(naive_decay(theta.tolist(), distance), rel=1e-9)
 
 
+def test_the_decay_bound_of_xpos_fades_every_term():
+    theta, log_decay = [1.0, 0.1, 0.01], [-0.3, -0.02, -0.001]
+    terms = [cmath.exp(7 * (1j * t + decay)) for t, decay in zip(theta, log_decay, strict=True)]
+    expected = sum(map(abs, accumulate(terms))) / 3
+    found = decay_bound(vector(*theta), torch.tensor([7]), vector(*log_decay)).item()
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_decay_bound_falls_to_less_than_a_third_over_the_trained_length():
     assert max(decay(*range(1024, 4096, 64))) < 32.5 / 3
 
