@@ -57,7 +57,8 @@ def load_placed(model: PreTrainedModel, files: Sequence[Path]) -> None:
     for file in files if wanted else ():
         if file.is_file():
             with safe_open(file, framework="pt") as tensors:
-                found |= {name: tensors.get_tensor(name) for name in wanted if name in tensors}
+                there = wanted.keys() & set(tensors.keys())
+                found |= {name: tensors.get_tensor(name) for name in there}
     for name, parameter in wanted.items():
         value = found.get(name)
         if value is None or value.shape != parameter.shape:
