@@ -76,7 +76,7 @@ def test_slopes_are_those_of_mpt_at_its_bias_max(heads, bias_max):
     torch.testing.assert_close(found.float(), mpt, rtol=SINGLE, atol=0)
 
 
-@pytest.mark.parametrize("name", methods_for("alibi"))
+@pytest.mark.parametrize("name", methods_for("alibi", replacing=False))
 @pytest.mark.parametrize("heads", HEADS[1:])
 def test_factor_1_leaves_slopes_bit_identical(heads, name):
     assert torch.equal(make_method(name, factor=1).alibi(geometry(heads)), geometry(heads).slopes)
@@ -159,12 +159,15 @@ def test_a_method_instance_gives_what_its_name_gives():
     )
 
 
-@pytest.mark.parametrize("name", sorted({*methods_for()} - {*methods_for("alibi")} - {"longrope"}))
+@pytest.mark.parametrize(
+    "name", sorted({*methods_for(replacing=False)} - {*methods_for("alibi")} - {"longrope"})
+)
 def test_a_method_that_does_not_serve_alibi_names_those_that_do(name):
     with pytest.raises(UnsupportedMechanismError) as refused:
         alibi_slopes(8, name)
     assert str(refused.value) == (
-        f"{name!r} does not rescale ALiBi; methods for ALiBi: dynamic_linear, linear, ntk"
+        f"{name!r} does not rescale ALiBi; methods that rescale: dynamic_linear, linear, ntk; methods "
+        "that replace: kerple_log, kerple_power, nope, sandwich, t5_bias"
     )
 
 

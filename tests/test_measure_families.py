@@ -8,7 +8,7 @@ from recipe_scripts import load_script
 from seq2seq_models import seq2seq_model
 from tiny_models import tiny_model
 
-from ropepatch import list_methods
+from ropepatch.methods import methods_for
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def test_every_method_is_measured_or_said_to_be_left_out(families):
     stages, skipped = families.stages_of(model)
     measured = {stage.patch["method"] for stage in stages if stage.patch}
     assert [line.split("`")[1] for line in skipped] == ["longrope"]
-    assert measured | {"longrope"} == set(list_methods(model))
+    assert measured | {"longrope"} == set(methods_for("rotary", replacing=False))
 
 
 def test_a_method_that_depends_on_the_length_is_measured_at_one_factor(families):
