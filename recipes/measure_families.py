@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ropepatch import make_method, patched
+from ropepatch import list_methods, make_method, patched
 from ropepatch.adapters.pretrained import pretrained_model, trained_length
 from ropepatch.corpus import load_documents
 from ropepatch.errors import ConfigError, MethodOptionError
@@ -25,8 +25,6 @@ from ropepatch.evals.losses import batched_losses, plain_head
 from ropepatch.evals.statistics import Floats
 from ropepatch.evals.windows import Windows, held_out_windows
 from ropepatch.evals.wording import show_interval
-from ropepatch.methods import methods_for
-from ropepatch.patch import mechanism_of
 from ropepatch.terminal import ShareProgress, silence_transformers
 from ropepatch.training.pretrained import open_model, open_tokenizer
 
@@ -78,9 +76,9 @@ def measure(checkpoint: str, data: str, count: int) -> str:
 
 
 def stages_of(model: PreTrainedModel) -> tuple[list[Stage], list[str]]:
-    """Unpatched and with every method that rescales its positions; a line for each that is left out."""
+    """Unpatched and with every method that scales the model; a line for each that is left out."""
     stages, skipped = [Stage("unpatched")], []
-    for name in methods_for(mechanism_of(model), replacing=False):
+    for name in list_methods(model, replacing=False):
         try:
             stages += method_stages(name, model.config.is_encoder_decoder)
         except MethodOptionError as error:

@@ -143,25 +143,29 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def show_methods(_: argparse.Namespace) -> None:
     """A table of all methods."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    from ropepatch.methods.base import MECHANISMS
     from ropepatch.methods.registry import aliases_of, method_class, methods_for
+    from ropepatch.methods.replacement import Replacement
 
-    table = Table("method", *MECHANISMS, "transformers", "options", box=None, pad_edge=False)
-    for name in methods_for():
+    whole = (Column(heading, no_wrap=True) for heading in ("method", "how", "transformers"))
+    table = Table(*whole, "what", "options", box=None, pad_edge=False)
+    for name in [*methods_for(replacing=False), *methods_for(replacing=True)]:
         cls = method_class(name)
-        kind = "by length" if cls.length_dependent else "fixed"
+        scales = "by length" if cls.length_dependent else "scales"
         table.add_row(
             "\nor ".join([f"{name}*" if cls.needs_training else name, *aliases_of(name)]),
-            *(kind if mechanism in cls.mechanisms() else "–" for mechanism in MECHANISMS),
+            "replaces" if issubclass(cls, Replacement) else scales,
             cls.native_rope_type or "–",
+            ", ".join(cls.mechanisms()),
             ", ".join(field.name for field in fields(cls) if field.name != "factor"),
         )
     Console().print(table)
     print(
-        "\nrotary: Llama and most others; alibi: BLOOM, MPT, Falcon; relative: T5, mT5, UMT5\n"
-        "by length: each row is scaled by its own length; *: rotary models need a fine-tune"
+        "\nscales: every row alike; by length: scales each row by its own length; replaces:\n"
+        "puts another encoding in its place; *: needs a fine-tune (linear: rotary models)\n"
+        "rotary: Llama and most others; alibi: BLOOM, MPT, Falcon; relative: T5, mT5,\n"
+        "UMT5; absolute: GPT-2, OPT, BERT"
     )
 
 

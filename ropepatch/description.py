@@ -16,7 +16,8 @@ def describe(model: nn.Module) -> dict[str, str]:
     """Heading and text of every row. Raises UnsupportedModelError for a model that is not understood."""
     root = pretrained_model(model)
     config = text_config(root)
-    methods = list_methods(root)  # first, as it knows which models are not understood
+    # First, as it knows which models are not understood.
+    scaling, replacing = (list_methods(root, replacing=way) for way in (False, True))
     manifest = Manifest.in_config(config)
     length = trained_length(root) if manifest is None else manifest.max_position_embeddings
     info = patch_info(model)
@@ -26,7 +27,8 @@ def describe(model: nn.Module) -> dict[str, str]:
         "tokens": "the config does not say" if length is None else f"{length:,}",
         "positions": _positions(root),
         "patch": "none" if manifest is None else manifest.summary(),
-        "methods": ", ".join(methods),
+        "methods": ", ".join(scaling),
+        "replaced by": ", ".join(replacing),
     }
     if info is not None and info.notes:
         rows["notes"] = "; ".join(info.notes)

@@ -22,7 +22,7 @@ from ropepatch.manifest import PatchInfo
 from ropepatch.methods import Method, make_method, methods_for
 from ropepatch.methods.base import require_number
 from ropepatch.methods.registry import method_class
-from ropepatch.methods.replacement import Replacement
+from ropepatch.methods.replacement import Replacement, ScoreBiasMethod
 from ropepatch.surgery import HookChange, PatchRecord, find_record
 
 _DEFAULT_FACTOR = 4.0
@@ -42,6 +42,8 @@ def patch_model(
     layer_types: Sequence[str] | None = None,
     part: str = "both",
     attention: str = "auto",
+    fit: str | None = None,
+    text: Tensor | None = None,
     **options: Any,
 ) -> Model:
     """Scale the positions of `model` in place and return it. All or nothing.
@@ -53,10 +55,12 @@ def patch_model(
     has several, by default the full-attention ones; `part` ("encoder", "decoder") what of an
     encoder–decoder model. Models with score biases (BLOOM, MPT, Falcon with ALiBi, T5) also get
     attention in memory linear in the length; `attention` chooses how it is computed: "folded",
-    "toeplitz", "flex", or "eager" for the whole matrix. Other keywords are options of the method.
+    "toeplitz", "flex", or "eager" for the whole matrix. `fit="profile"` starts the parameters of a new
+    score bias where it comes closest to the mean scores by distance that the checkpoint's own positions
+    give on `text`, input_ids (rows, tokens). Other keywords are options of the method.
 
-    Raises MethodOptionError, UnknownMethodError, UnsupportedMechanismError, LengthError,
-    UnsupportedModelError, AlreadyScaledError, AlreadyPatchedError or NothingPatchedError; the model
+    Raises MethodOptionError, UnknownMethodError, UnsupportedMechanismError, LengthError, DataError for a
+    text that is none, UnsupportedModelError, AlreadyScaledError, AlreadyPatchedError or NothingPatchedError; the model
     is then as it was.
     """
     root = pretrained_model(model)
@@ -79,6 +83,7 @@ def patch_model(
             layer_types,
             part,
             attention,
+            _checked_fit(method, fit, text),
         )
         record.apply(root)
     except BaseException:
@@ -97,6 +102,7 @@ def _plan(
     layer_types: Sequence[str] | None,
     part: str,
     attention: str,
+    text: Tensor | None,
 ) -> PatchRecord:
     """The changes for whichever mechanism the model has. Raises for options that are not for it."""
     mechanism = mechanism_of(model)
@@ -116,12 +122,28 @@ def _plan(
                 f"{mechanism}; leave it out"
             )
     if mechanism == "absolute":
-        return plan_absolute(model, method_for, original_length, attention)
+        return plan_absolute(model, method_for, original_length, attention, text)
     if mechanism == "rotary" and replaces:
-        return plan_rotary_replacement(model, method_for, original_length, replace, attention)
+        return plan_rotary_replacement(model, method_for, original_length, replace, attention, text)
     if mechanism == "rotary":
         return plan_rotary(model, method_for, original_length, replace, layer_types)
-    return plan_bias(model, method_for, original_length, part, attention)
+    return plan_bias(model, method_for, original_length, part, attention, text)
+
+
+def _checked_fit(method: str | Method, fit: str | None, text: Tensor | None) -> Tensor | None:
+    """The text to fit to, or None. Raises MethodOptionError for a fit without a text, or that cannot be."""
+    kind = type(method) if isinstance(method, Method) else method_class(method)
+    if fit not in (None, "profile"):
+        raise MethodOptionError(f"fit is {fit!r}; allowed: 'profile', or leave it out")
+    if (fit is None) != (text is None):
+        missing, given = ("text", "fit") if text is None else ("fit='profile'", "text")
+        raise MethodOptionError(
+            f"{given} is given without {missing}; fit='profile' measures mean scores on text=, input_ids "
+            "of shape (rows, tokens)"
+        )
+    if fit is not None and not issubclass(kind, ScoreBiasMethod):
+        raise MethodOptionError(f"{kind.name!r} adds no score bias, so there is nothing to fit")
+    return text
 
 
 def mechanism_of(model: PreTrainedModel) -> str:
@@ -241,8 +263,15 @@ def patch_info(model: nn.Module) -> PatchInfo | None:
     return None if found is None else found[1].about
 
 
-def list_methods(model_or_mechanism: nn.Module | str | None = None) -> list[str]:
-    """Names of all methods, or of those that serve a mechanism ("rotary", "alibi", "relative") or a model."""
-    if isinstance(model_or_mechanism, nn.Module):
-        return methods_for(mechanism_of(pretrained_model(model_or_mechanism)))
-    return methods_for(model_or_mechanism)
+def list_methods(
+    model_or_mechanism: nn.Module | str | None = None, *, replacing: bool | None = None
+) -> list[str]:
+    """Names of all methods, or of those that serve a model or a mechanism.
+
+    Mechanisms are "rotary", "alibi", "relative" and "absolute". `replacing` asks for methods that
+    put another encoding in its place (True) or scale the one that there is (False).
+    """
+    mechanism = model_or_mechanism
+    if isinstance(mechanism, nn.Module):
+        mechanism = mechanism_of(pretrained_model(mechanism))
+    return methods_for(mechanism, replacing=replacing)

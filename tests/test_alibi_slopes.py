@@ -166,8 +166,8 @@ def test_a_method_that_does_not_serve_alibi_names_those_that_do(name):
     with pytest.raises(UnsupportedMechanismError) as refused:
         alibi_slopes(8, name)
     assert str(refused.value) == (
-        f"{name!r} does not rescale ALiBi; methods that rescale: dynamic_linear, linear, ntk; methods "
-        "that replace: kerple_log, kerple_power, nope, sandwich, t5_bias"
+        f"{name!r} does not rescale ALiBi; methods that rescale: dynamic_linear, linear, ntk; "
+        "methods that replace: kerple_log, kerple_power, nope, sandwich, t5_bias"
     )
 
 

@@ -13,6 +13,7 @@ from tiny_tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from ropepatch import (
+    list_methods,
     load_pretrained,
     make_method,
     patch_info,
@@ -22,7 +23,6 @@ from ropepatch import (
     verify,
 )
 from ropepatch.errors import CheckpointError, SidecarError
-from ropepatch.methods import methods_for
 
 IDS = token_ids(2, 60)
 OPTIONS = {
@@ -30,7 +30,7 @@ OPTIONS = {
     "longrope": {"short_factor": [1.0] * 8, "long_factor": [1.0 + i for i in range(8)]},
 }
 STATIC, LENGTH_DEPENDENT = [], []
-for name in methods_for("rotary", replacing=False):
+for name in list_methods("rotary", replacing=False):
     dependent = make_method(name, **OPTIONS.get(name, {})).length_dependent
     (LENGTH_DEPENDENT if dependent else STATIC).append(name)
 VARIANTS = {

@@ -86,19 +86,30 @@ def test_methods_lists_every_method(capsys):
 
 
 @pytest.mark.parametrize(
-    ("method", "rotary", "alibi", "relative"),
+    ("method", "row"),
     [
-        ("linear*", "fixed", "fixed", "fixed"),
-        ("dynamic_linear", "by length", "by length", "–"),
-        ("log", "–", "–", "fixed"),
-        ("yarn", "fixed", "–", "–"),
+        ("linear*", ["scales", "linear", "rotary, alibi, relative, absolute"]),
+        ("dynamic_linear", ["by length", "–", "rotary, alibi"]),
+        ("log", ["scales", "–", "relative"]),
+        ("yarn", ["scales", "yarn", "rotary"]),
+        ("alibi*", ["replaces", "–", "rotary, relative, absolute"]),
+        ("xpos*", ["replaces", "–", "rotary"]),
     ],
 )
-def test_methods_says_how_each_mechanism_is_scaled(capsys, method, rotary, alibi, relative):
+def test_methods_says_what_each_does_to_which_mechanism(capsys, monkeypatch, method, row):
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(["methods"]) == 0
-    rows = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()]
-    assert rows[0][:4] == ["method", "rotary", "alibi", "relative"]
-    assert [row[1:4] for row in rows if row[0] == method] == [[rotary, alibi, relative]]
+    rows = [re.split(r"\s{2,}", line.rstrip()) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["method", "how", "transformers", "what", "options"]
+    assert [found[1:4] for found in rows if found[0] == method] == [row]
+
+
+def test_methods_cuts_no_name_short_on_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["methods"]) == 0
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert max(map(len, said.splitlines())) <= 80
 
 
 def test_inspect_shows_what_is_there(base, capsys):
@@ -124,6 +135,7 @@ def test_inspect_shows_buckets_and_that_a_length_is_not_known(t5, capsys):
     assert f"positions   relative, {buckets}\n" in said
     assert "tokens      the config does not say\n" in said
     assert "methods     linear, log\n" in said
+    assert "replaced by alibi, kerple_log, kerple_power, learned, nope, sandwich\n" in said
 
 
 def test_patch_scales_a_part_from_a_length_that_is_given(t5, tmp_path, capsys):
@@ -226,7 +238,7 @@ def test_mistakes_in_a_recipe_are_listed_without_a_traceback(recipe, capsys):
         (["patch", "{base}", "{tmp}/out", "--method", "yran"], "did you mean 'yarn'?"),
         (["patch", "{base}", "{tmp}/out", "--factor", "0.5"], "factor"),
         (["patch", "{base}", "{tmp}/out", "--part", "encoder"], "part does not apply to Llama"),
-        (["patch", "{bloom}", "{tmp}/out"], "methods for ALiBi: dynamic_linear, linear, ntk"),
+        (["patch", "{bloom}", "{tmp}/out"], "methods that rescale: dynamic_linear, linear, ntk; "),
         (["patch", "{t5}", "{tmp}/out", "--method", "log"], "give original_max_position_embed"),
         (["patch", "{base}", "{tmp}/out", "--set", "beta_fast"], "--set takes OPTION=VALUE"),
         (["patch", "{base}", "{tmp}/out", "--set", "a=["], "is not a YAML value"),

@@ -8,7 +8,7 @@ from recipe_scripts import load_script
 from seq2seq_models import seq2seq_model
 from tiny_models import tiny_model
 
-from ropepatch.methods import methods_for
+from ropepatch import list_methods
 
 
 @pytest.fixture(scope="module")
@@ -16,12 +16,12 @@ def families():
     return load_script("measure_families")
 
 
-def test_every_method_is_measured_or_said_to_be_left_out(families):
+def test_every_scaling_method_is_measured_or_said_to_be_left_out(families):
     model = tiny_model("llama")
     stages, skipped = families.stages_of(model)
     measured = {stage.patch["method"] for stage in stages if stage.patch}
     assert [line.split("`")[1] for line in skipped] == ["longrope"]
-    assert measured | {"longrope"} == set(methods_for("rotary", replacing=False))
+    assert measured | {"longrope"} == set(list_methods(model, replacing=False))
 
 
 def test_a_method_that_depends_on_the_length_is_measured_at_one_factor(families):

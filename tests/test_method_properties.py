@@ -17,9 +17,9 @@ NEUTRAL = {  # the options with which a method changes nothing at factor 1
     "proportional": {"proportion": 1},
     "truncated": {"keep_above": 1e-9, "stop_below": 1e-9, "middle": 1e-9},
 }
-RESCALING = {*methods_for("rotary", replacing=False)}
 LENGTH_DEPENDENT = ("dynamic_linear", "dynamic_ntk", "dynamic_yarn", "longrope")
 
+SCALING = methods_for("rotary", replacing=False)
 LLAMA = RotaryGeometry(dim=64, base=1e4, original_max_position_embeddings=2048)
 geometries = st.builds(
     RotaryGeometry,
@@ -42,7 +42,7 @@ def test_linear_divides_every_frequency_by_the_factor(geometry, factor):
 
 @pytest.mark.parametrize("length", [256, 2048, 8192])
 @pytest.mark.parametrize("base", [1e4, 5e5])
-@pytest.mark.parametrize("name", sorted(RESCALING))
+@pytest.mark.parametrize("name", SCALING)
 def test_factor_1_leaves_frequencies_and_softmax_bit_identical(name, base, length):
     geometry = RotaryGeometry(dim=64, base=base, original_max_position_embeddings=length)
     found = make_method(name, factor=1, **NEUTRAL.get(name, {})).rotary(geometry)
@@ -82,7 +82,7 @@ def test_a_batch_of_lengths_equals_one_by_one(name, lengths):
 
 
 @given(geometry=geometries, factor=factors)
-@pytest.mark.parametrize("name", sorted(RESCALING - {"base_change", "longrope"}))
+@pytest.mark.parametrize("name", sorted({*SCALING} - {"base_change", "longrope"}))
 def test_no_pair_ever_turns_faster_than_in_the_base_model(name, geometry, factor):
     T = torch.tensor(round(factor * geometry.original_max_position_embeddings))
     found = make_method(name, factor=factor).rotary(geometry, T).inv_freq

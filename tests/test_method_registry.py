@@ -99,9 +99,15 @@ def test_score_biases_are_served_by_few(mechanism, names):
     assert methods_for(mechanism, replacing=False) == names
 
 
+@pytest.mark.parametrize("mechanism", [None, "rotary", "alibi", "relative", "absolute"])
+def test_methods_either_replace_or_scale(mechanism):
+    replace, scale = (methods_for(mechanism, replacing=way) for way in (True, False))
+    assert sorted(replace + scale) == methods_for(mechanism)
+    assert not set(replace) & set(scale)
+
+
 def test_a_method_that_serves_no_rotary_model_is_not_listed_for_them():
-    assert "log" in methods_for()
-    assert "log" not in methods_for("rotary")
+    assert set(methods_for()) - set(methods_for("rotary")) == {"log"}
 
 
 @pytest.fixture

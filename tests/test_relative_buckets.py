@@ -198,8 +198,8 @@ def test_a_method_that_does_not_serve_relative_buckets_names_those_that_do():
     with pytest.raises(UnsupportedMechanismError) as refused:
         make_method("yarn").relative(ENCODER, NEAR)
     assert str(refused.value) == (
-        "'yarn' does not rescale relative buckets; methods that rescale: linear, log; methods that "
-        "replace: alibi, kerple_log, kerple_power, learned, nope, sandwich"
+        "'yarn' does not rescale relative buckets; methods that rescale: linear, log; "
+        "methods that replace: alibi, kerple_log, kerple_power, learned, nope, sandwich"
     )
 
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any, get_args
 
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ropepatch.adapters.bias_stacks import ALIBI, BiasStack, Part, find_bias_stacks, notes_on
@@ -26,11 +27,14 @@ from ropepatch.adapters.pretrained import (
     text_configs,
     trained_length,
 )
+from ropepatch.adapters.profile import checked_text, fit_to, measure_stacks
 from ropepatch.attention.biased import KERNELS, Kernel
+from ropepatch.attention.profiles import ScoreProfile
 from ropepatch.attention.score_bias import AlibiBias, BucketBias, ScoreBias
 from ropepatch.errors import LengthError, MethodOptionError, NothingPatchedError
 from ropepatch.manifest import Manifest, PatchInfo
 from ropepatch.methods import Method
+from ropepatch.methods.linear import Linear
 from ropepatch.methods.replacement import Replacement, TableMethod
 from ropepatch.surgery import (
     AttributeChange,
@@ -47,10 +51,12 @@ def plan_bias(
     original_max_position_embeddings: int | None,
     part: str,
     attention: str,
+    text: Tensor | None = None,
 ) -> PatchRecord:
     """Plan the scaling of all score biases; `method_for` makes the method for a trained length.
 
-    Raises MethodOptionError, LengthError or NothingPatchedError.
+    A bias in their place is fitted to the scores of `text`, if given.
+    Raises MethodOptionError, LengthError, NothingPatchedError or DataError.
     """
     stacks = find_bias_stacks(model)
     device = next(stacks[0].module.parameters()).device.type
@@ -65,11 +71,15 @@ def plan_bias(
         mechanism=stacks[0].mechanism,
         part=part if stacks[0].mechanism == "relative" else None,
     )
+    profiles = {}
+    if text is not None:
+        unscaled = plan_bias(model, lambda _: Linear(), length, "both", "auto")
+        profiles = measure_stacks(model, unscaled, stacks, checked_text(model, text, length))
     changes: list[Change] = []
     biases: list[ScoreBias] = []
     for stack in stacks:
         if isinstance(method, Replacement) and stack.part in chosen:
-            changes += _placed_modules(stack, method, length)
+            changes += _placed_modules(stack, method, length, profiles)
         made = stack.biases(method if stack.part in chosen else None, length)
         own = list({id(bias): bias for bias in made.values()}.values())
         biases += own
@@ -143,11 +153,18 @@ def _original_length(model: PreTrainedModel, given: int | None) -> int:
     return length
 
 
-def _placed_modules(stack: BiasStack, method: Replacement, length: int) -> list[Change]:
+def _placed_modules(
+    stack: BiasStack,
+    method: Replacement,
+    length: int,
+    profiles: dict[nn.Module, ScoreProfile],
+) -> list[Change]:
     """What a replacement puts into a stack, whose own tables nobody reads then."""
     attentions = [each for each in stack.attentions if not each.crosses]
     heads = [stack.config.num_attention_heads] * len(attentions)
-    changes = bias_changes(stack.module, method, heads, stack.causal, length)
+    measured = [profiles[each.module] for each in attentions if each.module in profiles]
+    fit = fit_to(measured, stack.causal) if measured else None
+    changes = bias_changes(stack.module, method, heads, stack.causal, length, fit)
     if isinstance(method, TableMethod):
         changes += table_changes(stack.module, method, stack.config.hidden_size, length)
         changes.append(HookChange(stack.module, AddVectors(method.name)))

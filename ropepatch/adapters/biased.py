@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
 from ropepatch.attention.biased import Kernel, biased_attention
+from ropepatch.attention.profiles import ScoreProfile
 from ropepatch.attention.score_bias import ScoreBias
 
 
@@ -20,6 +21,7 @@ class BiasedForward:
     bias: ScoreBias | None  #: None: cross-attention
     kernel: Kernel
     causal: bool
+    observer: ScoreProfile | None = None  #: while scores are measured
 
     def attend(
         self,
@@ -33,6 +35,8 @@ class BiasedForward:
         dropout: float,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention over cached and new keys, heads merged: (batch, query, channels), and probabilities."""
+        if self.observer is not None:
+            self.observer.add(query, key.expand(-1, query.shape[1], -1, -1), scale, self.bias)
         offset: int | Tensor = 0
         if cache is not None:
             offset = _tokens_in(cache, self.module.layer_idx)

@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 
 from ropepatch.adapters.key_mask import KeyMask, make_key_mask, read_mask, whole_mask
 from ropepatch.attention.biased import Kernel, biased_attention
+from ropepatch.attention.profiles import ScoreProfile
 from ropepatch.attention.score_bias import ScoreBias
 from ropepatch.attention.xpos import STEP, decayed
 from ropepatch.errors import PatchError
@@ -38,6 +39,7 @@ class Site:
     kernel: Kernel
     causal: bool
     log_decay: Tensor | None = None  #: (channels,) of xPos
+    observer: ScoreProfile | None = None  #: while scores are measured
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ class _Layer:
         self, query: Tensor, key: Tensor, value: Tensor, mask: KeyMask | Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """(batch, heads, n, channels) → (batch, query, heads, channels), and probabilities if wanted."""
+        if self.site.observer is not None:
+            self.site.observer.add(query, key, self.scale)
         if isinstance(mask, KeyMask) and mask.starts is not None and not self.probabilities:
             return self._by_document(query, key, value, mask.starts), None
         offset, visible = read_mask(mask, query, key)

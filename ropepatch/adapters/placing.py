@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ropepatch.adapters.interface import IMPLEMENTATION, NAME
+from ropepatch.adapters.profile import Fit
 from ropepatch.attention.lengths import named_arguments
 from ropepatch.attention.position_modules import BiasModule, TableModule
 from ropepatch.errors import LengthError, PatchError, UnsupportedModelError
@@ -22,7 +23,12 @@ from ropepatch.surgery import AttributeChange, Change
 
 
 def bias_changes(
-    stack: nn.Module, method: Method, heads: list[int], causal: bool, length: int
+    stack: nn.Module,
+    method: Method,
+    heads: list[int],
+    causal: bool,
+    length: int,
+    fit: Fit | None = None,
 ) -> list[Change]:
     """The module of a score bias, under the method's name; none for a method without a bias.
 
@@ -41,7 +47,8 @@ def bias_changes(
         bidirectional=not causal,
         original_max_position_embeddings=length,
     )
-    return [_module_change(stack, method, BiasModule(method, geometry))]
+    fitted = None if fit is None else fit(method, geometry)
+    return [_module_change(stack, method, BiasModule(method, geometry, fitted))]
 
 
 def table_changes(stack: nn.Module, method: TableMethod, dim: int, length: int) -> list[Change]:

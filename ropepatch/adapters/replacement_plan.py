@@ -21,6 +21,7 @@ from ropepatch.adapters.placing import (
 )
 from ropepatch.adapters.plan import checked_length, generation_changes, refusing_changes
 from ropepatch.adapters.pretrained import length_attribute, text_config, text_configs
+from ropepatch.adapters.profile import checked_text, fit_to, measure_modules
 from ropepatch.adapters.rope_parameters import original_length, require_unscaled
 from ropepatch.adapters.rotary import RotaryModule, find_rotary_modules, unscaled
 from ropepatch.adapters.tables import PositionTable, find_tables, table_forward
@@ -41,10 +42,12 @@ def plan_rotary_replacement(
     original_max_position_embeddings: int | None,
     replace: bool,
     attention: str,
+    text: Tensor | None,
 ) -> PatchRecord:
     """Plan to put another encoding in the place of rotation; `method_for` makes it for a trained length.
 
-    Raises UnsupportedModelError, AlreadyScaledError, MethodOptionError or LengthError.
+    A bias is fitted to the scores of `text`, if given. Raises UnsupportedModelError, AlreadyScaledError,
+    MethodOptionError, LengthError, or DataError for a text that is none.
     """
     found = find_rotary_modules(model)
     config = text_config(model)
@@ -63,7 +66,9 @@ def plan_rotary_replacement(
     if isinstance(method, ScoreBiasMethod | XPos):
         modules = find_attention(model, found, repr(method.name))
         decays = _decays(modules, method, found, config, length)
-        changes += _attention_changes(model, stack, modules, method, length, attention, decays)
+        changes += _attention_changes(
+            model, stack, modules, method, length, attention, decays, text
+        )
     manifest = Manifest.of(method, length)
     after = {"max_position_embeddings": manifest.max_position_embeddings}
     changes += refusing_changes(model, after, manifest)
@@ -101,11 +106,15 @@ def _attention_changes(
     length: int,
     attention: str,
     decays: list[Tensor | None],
+    text: Tensor | None,
 ) -> list[Change]:
     """Attention of ours in every module, with the bias of the method where there were positions."""
     kernel = checked_kernel(attention, next(model.parameters()).device.type)
-    heads = [each.heads for each in modules]
-    changes = bias_changes(stack, method, heads, modules[0].causal, length)
+    heads, causal = [each.heads for each in modules], modules[0].causal
+    fit = None
+    if text is not None:
+        fit = fit_to(measure_modules(model, modules, checked_text(model, text, length)), causal)
+    changes = bias_changes(stack, method, heads, causal, length, fit)
     rotary = any(each.rotates for each in modules)
     for layer, (each, decay) in enumerate(zip(modules, decays, strict=True)):
         own = method if each.rotates or not rotary else None
@@ -125,6 +134,7 @@ def plan_absolute(
     method_for: MethodFor,
     original_max_position_embeddings: int | None,
     attention: str,
+    text: Tensor | None,
 ) -> PatchRecord:
     """Plan to interpolate, or to replace, the table of positions of GPT-2, BERT and their like.
 
@@ -154,7 +164,7 @@ def plan_absolute(
     if isinstance(method, ScoreBiasMethod) or computes_itself(model):
         modules = find_attention(model, [], repr(method.name))
         none: list[Tensor | None] = [None] * len(modules)
-        changes += _attention_changes(model, stack, modules, method, length, attention, none)
+        changes += _attention_changes(model, stack, modules, method, length, attention, none, text)
     if limited:
         changes.append(HookChange(stack, RequireRoom(longest)))
     config = text_config(model)

@@ -10,11 +10,18 @@ from ropepatch.methods.replacement import HeadGeometry, ScoreBiasMethod, TableGe
 class BiasModule(nn.Module):
     """A score bias by distance, for all layers of a stack."""
 
-    def __init__(self, method: ScoreBiasMethod, geometry: HeadGeometry) -> None:
+    def __init__(
+        self,
+        method: ScoreBiasMethod,
+        geometry: HeadGeometry,
+        fitted: dict[str, Tensor] | None = None,
+    ) -> None:
+        """`fitted` are parameters to start from, with a dimension for layers if the method is per layer."""
         super().__init__()
         self.method, self.geometry = method, geometry
-        for name, start in method.initial(geometry).items():
-            if method.per_layer:
+        starts = method.initial(geometry) if fitted is None else fitted
+        for name, start in starts.items():
+            if method.per_layer and fitted is None:
                 start = start.expand(geometry.num_layers, *start.shape).clone()
             self.register_parameter(name, nn.Parameter(start.float()))
 

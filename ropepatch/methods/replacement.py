@@ -123,6 +123,12 @@ class ScoreBiasMethod(Replacement):
         """
         raise NotImplementedError
 
+    def beyond(
+        self, geometry: HeadGeometry, parameters: dict[str, Tensor], longest: int
+    ) -> dict[str, Tensor]:
+        """Parameters that were fitted to distances up to `longest`, with what speaks of farther ones."""
+        return parameters
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableMethod(Replacement):

@@ -37,6 +37,17 @@ class T5Bias(ScoreBiasMethod):
         rows = torch.nn.functional.embedding(buckets, parameters["weight"].to(distances))
         return rows.movedim(-1, 0)
 
+    def beyond(
+        self, geometry: HeadGeometry, parameters: dict[str, Tensor], longest: int
+    ) -> dict[str, Tensor]:
+        """Distances that no sample had are worth what the longest one is."""
+        weight = parameters["weight"].clone()
+        far = torch.arange(longest, max(longest, self.max_distance) + 1)
+        for direction in (1, -1) if geometry.bidirectional else (1,):
+            rows = self._buckets(geometry.bidirectional).buckets(-direction * far)
+            weight[rows] = weight[rows[0]]
+        return {"weight": weight}
+
     def _buckets(self, bidirectional: bool) -> RelativeGeometry:
         return RelativeGeometry(
             num_buckets=self.num_buckets,

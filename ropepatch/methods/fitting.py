@@ -1,0 +1,85 @@
+"""A score bias fitted to what a checkpoint's own positions do, so that a conversion starts close."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ropepatch.errors import MethodOptionError
+from ropepatch.methods.replacement import HeadGeometry, ScoreBiasMethod
+
+_STEPS = 200  #: of the optimiser at most; biases have a few parameters for each head
+
+
+def correlations(query: Tensor, key: Tensor) -> Tensor:
+    """Σ q_i·k_j over all pairs at distance i − j = 1 − n … n − 1, float64. (…, n, channels) → (…, 2n − 1)
+
+    By Fourier transforms, so that no matrix of scores is made.
+    """
+    length = query.shape[-2]
+    seen, read = (torch.fft.rfft(states.double(), 2 * length, dim=-2) for states in (query, key))
+    sums = torch.fft.irfft((seen * read.conj()).sum(-1), 2 * length, dim=-1)
+    return torch.cat([sums[..., length + 1 :], sums[..., :length]], -1)
+
+
+def fit_bias(
+    method: ScoreBiasMethod,
+    geometry: HeadGeometry,
+    distances: Tensor,
+    profile: Tensor,
+    weights: Tensor,
+) -> dict[str, Tensor]:
+    """Parameters for which the bias of one layer is closest to a profile, float64.
+
+    `profile` (heads, n) are mean scores at `distances` (n,), `weights` (n,) how many pairs each is the mean
+    of: Σ weights·(bias − profile − c)² is least, with a constant c for every head, which softmax does not
+    see. Raises MethodOptionError for a method in which nothing trains.
+    """
+    start = method.initial(geometry)
+    if not start:
+        raise MethodOptionError(
+            f"{method.name!r} with these options has no parameters, so there is nothing to fit; leave "
+            "fit out, or choose slopes='trainable' for 'alibi'"
+        )
+    free = {name: _unbounded(value, *_limits(method, name)) for name, value in start.items()}
+    for value in free.values():
+        value.requires_grad_(True)
+    share = weights.double() / weights.sum()
+    optimiser = torch.optim.LBFGS(
+        list(free.values()), max_iter=_STEPS, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
+    )
+
+    def bounded() -> dict[str, Tensor]:
+        return {name: _bounded(value, *_limits(method, name)) for name, value in free.items()}
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        rest = method.bias(geometry, distances.double(), bounded()) - profile
+        rest = rest - (rest * share).sum(-1, keepdim=True)
+        loss = (rest.square() * share).sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    found = {name: value.detach() for name, value in bounded().items()}
+    return method.beyond(geometry, found, int(distances.max()))
+
+
+def _limits(method: ScoreBiasMethod, name: str) -> tuple[float, float]:
+    return method.limits.get(name, (-math.inf, math.inf))
+
+
+def _unbounded(value: Tensor, low: float, high: float) -> Tensor:
+    """A number that may be anything, of which `_bounded` makes one within the limits."""
+    if low == -math.inf:
+        return value.clone()
+    if high == math.inf:
+        return (value - low).clamp(min=1e-3).log()
+    return ((value - low) / (high - low)).clamp(1e-3, 1 - 1e-3).logit()
+
+
+def _bounded(value: Tensor, low: float, high: float) -> Tensor:
+    if low == -math.inf:
+        return value
+    return low + value.exp() if high == math.inf else low + (high - low) * value.sigmoid()
