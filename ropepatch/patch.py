@@ -60,8 +60,8 @@ def patch_model(
     give on `text`, input_ids (rows, tokens). Other keywords are options of the method.
 
     Raises MethodOptionError, UnknownMethodError, UnsupportedMechanismError, LengthError, DataError for a
-    text that is none, UnsupportedModelError, AlreadyScaledError, AlreadyPatchedError or NothingPatchedError; the model
-    is then as it was.
+    text that is none, UnsupportedModelError, AlreadyScaledError, AlreadyPatchedError or
+    NothingPatchedError; the model is then as it was.
     """
     root = pretrained_model(model)
     previous = find_record(model)

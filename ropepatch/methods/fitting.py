@@ -8,7 +8,8 @@ from torch import Tensor
 from ropepatch.errors import MethodOptionError
 from ropepatch.methods.replacement import HeadGeometry, ScoreBiasMethod
 
-_STEPS = 200  #: of the optimiser at most; biases have a few parameters for each head
+_STEPS = 1000  #: of the optimiser at most; biases have a few parameters for each head
+_EVEN = 1e-3  #: weight that does not follow the attention
 
 
 def correlations(query: Tensor, key: Tensor) -> Tensor:
@@ -27,13 +28,13 @@ def fit_bias(
     geometry: HeadGeometry,
     distances: Tensor,
     profile: Tensor,
-    weights: Tensor,
+    pairs: Tensor,
 ) -> dict[str, Tensor]:
     """Parameters for which the bias of one layer is closest to a profile, float64.
 
-    `profile` (heads, n) are mean scores at `distances` (n,), `weights` (n,) how many pairs each is the mean
-    of: Σ weights·(bias − profile − c)² is least, with a constant c for every head, which softmax does not
-    see. Raises MethodOptionError for a method in which nothing trains.
+    `profile` (heads, n) are mean scores at `distances` (n,), each of so many `pairs` (n,). With weights w
+    that follow the attention, Σ w·(bias − profile − c)² is least; softmax does not see the constant c of
+    every head. Raises MethodOptionError for a method in which nothing trains.
     """
     start = method.initial(geometry)
     if not start:
@@ -44,7 +45,10 @@ def fit_bias(
     free = {name: _unbounded(value, *_limits(method, name)) for name, value in start.items()}
     for value in free.values():
         value.requires_grad_(True)
-    share = weights.double() / weights.sum()
+    # Softmax of the profile says how much of the attention is at stake at a distance; the rest, so that
+    # every parameter is told something, is spread evenly over orders of magnitude.
+    even = pairs / (1 + distances.abs())
+    share = (1 - _EVEN) * profile.softmax(-1) + _EVEN * even / even.sum()
     optimiser = torch.optim.LBFGS(
         list(free.values()), max_iter=_STEPS, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
     )
@@ -56,12 +60,12 @@ def fit_bias(
         optimiser.zero_grad()
         rest = method.bias(geometry, distances.double(), bounded()) - profile
         rest = rest - (rest * share).sum(-1, keepdim=True)
-        loss = (rest.square() * share).sum()
+        loss: Tensor = (rest.square() * share).sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
+        optimiser.step(closure)
     found = {name: value.detach() for name, value in bounded().items()}
     return method.beyond(geometry, found, int(distances.max()))
 

@@ -45,7 +45,7 @@ class T5Bias(ScoreBiasMethod):
         far = torch.arange(longest, max(longest, self.max_distance) + 1)
         for direction in (1, -1) if geometry.bidirectional else (1,):
             rows = self._buckets(geometry.bidirectional).buckets(-direction * far)
-            weight[rows] = weight[rows[0]]
+            weight[rows] = weight[rows[0]].clone()
         return {"weight": weight}
 
     def _buckets(self, bidirectional: bool) -> RelativeGeometry:

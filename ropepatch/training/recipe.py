@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from ropepatch.errors import ConfigError
 from ropepatch.methods.registry import method_class
+from ropepatch.training.files import read_recipe_file
 from ropepatch.training.mistakes import explain_all, list_mistakes
 from ropepatch.training.sections import (
     STRICT,
@@ -184,7 +185,7 @@ class Recipe:
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """The recipe in a YAML file, with `section.key=value` overrides applied."""
-    tree = _read_yaml(path)
+    tree = read_recipe_file(path)
     mistakes = [mistake for text in overrides if (mistake := _override(tree, text))]
     if mistakes:
         raise ConfigError(list_mistakes(mistakes, "the overrides", len(mistakes)))
@@ -225,41 +226,6 @@ def recipe_differences(old: object, new: object, at: str = "") -> list[str]:
 
 def _brief(value: object) -> str:
     return "{…}" if isinstance(value, dict) and value else str(value)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key may come once; PyYAML takes the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value} comes twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"the recipe {path} is not a text file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the recipe {path} is not valid YAML: {_problem(error)}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"the recipe {path} holds no sections; it needs model, training, …")
-    return tree
-
-
-def _problem(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return str(error)
-    return f"line {mark.line + 1}: {getattr(error, 'problem', None)}"
 
 
 def _override(tree: dict[str, Any], text: str) -> str | None:

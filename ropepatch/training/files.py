@@ -1,0 +1,65 @@
+"""Recipe files: YAML, which may extend one another."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ropepatch.errors import ConfigError
+
+
+def read_recipe_file(path: Path) -> dict[str, Any]:
+    """The mappings of a file, laid over those of the file that it `extends`, which lies beside it."""
+    tree = _read_yaml(path)
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str) or (path.parent / base).resolve() == path.resolve():
+        raise ConfigError(f"extends in {path} is {base!r}; allowed: the name of another recipe")
+    return _laid_over(read_recipe_file(path.parent / base), tree)
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _laid_over(below[key], above[key]) for key in above if _are_trees(below, above, key)
+    }
+    return below | above | both
+
+
+def _are_trees(below: dict[str, Any], above: dict[str, Any], key: str) -> bool:
+    return isinstance(below.get(key), dict) and isinstance(above[key], dict)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key may come once; PyYAML takes the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value} comes twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the recipe {path} is not a text file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the recipe {path} is not valid YAML: {_problem(error)}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"the recipe {path} holds no sections; it needs model, training, …")
+    return tree
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(error)
+    return f"line {mark.line + 1}: {getattr(error, 'problem', None)}"
