@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from hand_scaled import press_slopes
-from replacement_cells import LENGTH, Cell, fresh, placed
+from replacement_cells import IDS, LENGTH, Cell, fresh
 from tiny_bias_models import ALIBI_KINDS, RELATIVE_KINDS
 from tiny_table_models import KINDS as TABLE_KINDS
 from tiny_table_models import TABLES, TRAINED_LENGTH, table_model
@@ -53,6 +53,17 @@ def dense_bias(
     return torch.zeros(heads, length, length, dtype=torch.float64)
 
 
+def biases_by_layer(cell: Cell, heads: int, both: bool, parameters: Parameters) -> Tensor:
+    """One for all layers, or one for each where the parameters are each layer's own."""
+    if not cell.options.get("per_layer"):
+        return dense_bias(cell, heads, both, parameters)
+    layers = [
+        dense_bias(cell, heads, both, {name: each[layer] for name, each in parameters.items()})
+        for layer in range(2)
+    ]
+    return torch.stack(layers)
+
+
 def _alibi(cell: Cell, heads: int, both: bool, parameters: Parameters, length: int) -> Tensor:
     D = distances(length)
     slopes = {
@@ -75,29 +86,25 @@ def dense_vectors(cell: Cell, dim: int, parameters: Parameters, length: int = LE
     """What is added to embeddings, number by number. (length, dim)"""
     if cell.method == "learned":
         return parameters["weight"].double()[:length]
-    scale = float(parameters["scalar"]) if cell.method == "scaled_sinusoidal" else 1.0
     rows = [
-        [
-            scale * (math.cos if c % 2 else math.sin)(p / 10000 ** ((c - c % 2) / dim))
-            for c in range(dim)
-        ]
+        [(math.cos if c % 2 else math.sin)(p / 10000 ** ((c - c % 2) / dim)) for c in range(dim)]
         for p in range(length)
     ]
-    return torch.tensor(rows, dtype=torch.float64)
+    vectors = torch.tensor(rows, dtype=torch.float64)
+    return vectors * parameters["scalar"] if cell.method == "scaled_sinusoidal" else vectors
 
 
 def short_names(parameters: Parameters, prefix: str = "") -> Parameters:
     """By the last part of their names, of a stack whose name starts with `prefix`."""
     return {
-        name.rpartition(".")[2]: value.detach()
+        name.rpartition(".")[2]: value
         for name, value in parameters.items()
         if name.startswith(prefix)
     }
 
 
-def dense_logits(cell: Cell, model: Any, monkeypatch: Any, ids: Tensor) -> Tensor:
-    """Logits of the cell's model by definition, with what trains as it is in `model`."""
-    parameters = placed(model, cell.method)
+def dense_logits(cell: Cell, parameters: Parameters, monkeypatch: Any, ids: Tensor = IDS) -> Tensor:
+    """Logits of the cell's model by definition, from what trains in it, by its full name."""
     if cell.kind in ALIBI_KINDS:
         return _on_alibi(cell, short_names(parameters), monkeypatch, ids)
     if cell.kind in RELATIVE_KINDS:
@@ -107,7 +114,6 @@ def dense_logits(cell: Cell, model: Any, monkeypatch: Any, ids: Tensor) -> Tenso
     return _on_rotary(cell, short_names(parameters), ids)
 
 
-@torch.no_grad()
 def _on_rotary(cell: Cell, parameters: Parameters, ids: Tensor) -> Tensor:
     model = fresh(cell.kind).double()
     model.config._experts_implementation = "eager"  # grouped products know no float64
@@ -120,8 +126,7 @@ def _on_rotary(cell: Cell, parameters: Parameters, ids: Tensor) -> Tensor:
         share = (config.rope_parameters or {}).get("partial_rotary_factor", 1.0)
         rotated = round(head_dim * (share if isinstance(share, float) else 1.0))
         decays = _xpos_decays(head_dim, rotated, cell.kind in INTERLEAVED)
-    bias = dense_bias(cell, 4, False, parameters)
-    use_dense_attention(model, bias, decays)
+    use_dense_attention(model, biases_by_layer(cell, 4, False, parameters), decays)
     if cell.method not in WITH_VECTORS:
         return model(input_ids=ids, use_cache=False).logits
     vectors = dense_vectors(cell, model.config.hidden_size, parameters)
@@ -156,7 +161,7 @@ def _xpos_decays(head_dim: int, rotated: int, interleaved: bool) -> Tensor:
 
 
 def use_dense_attention(model: Any, bias: Tensor, decays: Tensor | None = None) -> None:
-    """Every layer with positions adds `bias` (heads, query, key) to its scores."""
+    """Every layer with positions adds `bias`, ((layers,) heads, query, key), to its scores."""
 
     def attention(
         module: Any,
@@ -178,7 +183,8 @@ def use_dense_attention(model: Any, bias: Tensor, decays: Tensor | None = None) 
             scores = torch.einsum("bhqc,bhkc,cqk->bhqk", query, key, decays)
         scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
-        scores = scores + bias if has_positions else scores
+        if has_positions:
+            scores = scores + (bias[module.layer_idx] if bias.dim() == 4 else bias)
         D = distances(query.shape[2])
         if getattr(module, "is_causal", True):
             scores = scores.masked_fill(D < 0, -math.inf)
@@ -204,7 +210,6 @@ def _neo(module: Any, attention: Callable[..., Any], window: int | None) -> Call
     return _attn
 
 
-@torch.no_grad()
 def _on_table(cell: Cell, parameters: Parameters, ids: Tensor) -> Tensor:
     """A stock model with a longer table, whose rows are made by hand."""
     stock = fresh(cell.kind).double()
@@ -213,20 +218,22 @@ def _on_table(cell: Cell, parameters: Parameters, ids: Tensor) -> Tensor:
     weights = {name: value for name, value in stock.state_dict().items() if path not in name}
     model.load_state_dict(weights, strict=False)
     before, table = stock.get_submodule(path).weight, model.get_submodule(path).weight
-    table[:] = 0
+    table.data.zero_()
     if cell.method == "linear":
         rows = before[offset:]
         for p in range(LONG):
             upper = rows[min((p + 1) // 2, TRAINED_LENGTH - 1)]
-            table[offset + p] = (rows[p // 2] + upper) / 2
+            table.data[offset + p] = (rows[p // 2] + upper) / 2
     elif cell.method in WITH_VECTORS:
-        table[offset:] = dense_vectors(cell, table.shape[1], parameters, LONG)
+        vectors = dense_vectors(cell, table.shape[1], parameters, LONG)
+        owner = model.get_submodule(path)
+        del owner.weight
+        owner.weight = torch.cat([table[:offset].detach(), vectors])  # with its gradient
     both = cell.kind in ("bert", "roberta", "distilbert")
-    use_dense_attention(model, dense_bias(cell, 4, both, parameters))
+    use_dense_attention(model, biases_by_layer(cell, 4, both, parameters))
     return model(input_ids=ids).logits
 
 
-@torch.no_grad()
 def _on_alibi(cell: Cell, parameters: Parameters, monkeypatch: Any, ids: Tensor) -> Tensor:
     model = fresh(cell.kind).double()
     config = model.config
@@ -245,7 +252,6 @@ def _on_alibi(cell: Cell, parameters: Parameters, monkeypatch: Any, ids: Tensor)
     return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
 
 
-@torch.no_grad()
 def _on_relative(cell: Cell, parameters: Parameters, ids: Tensor) -> Tensor:
     model = fresh(cell.kind).double()
     model.config._attn_implementation = "eager"

@@ -69,7 +69,7 @@ def replaced(cell: Cell, model: PreTrainedModel | None = None, factor: float = F
     model = patch_model(model or fresh(cell.kind), cell.method, factor, **cell.options)
     generator = torch.Generator().manual_seed(7)
     for parameter in placed(model, cell.method).values():
-        parameter.data.uniform_(0.2, 1.2, generator=generator)
+        parameter.data.copy_(0.2 + torch.rand(parameter.shape, generator=generator))
     return model
 
 
