@@ -27,9 +27,9 @@ def placed_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     modules = {}
     for change in found[1].changes:
         # What takes the place of a stock module has parameters of its own no more than that had.
-        if isinstance(change, AttributeChange) and isinstance(change.after, nn.Module):
+        if isinstance(change, AttributeChange) and (module := change.module()) is not None:
             path = paths[change.target]
-            modules[f"{path}.{change.attribute}" if path else change.attribute] = change.after
+            modules[f"{path}.{change.attribute}" if path else change.attribute] = module
     return modules
 
 
@@ -57,7 +57,8 @@ def load_placed(model: PreTrainedModel, files: Sequence[Path]) -> None:
     for file in files if wanted else ():
         if file.is_file():
             with safe_open(file, framework="pt") as tensors:
-                found |= {name: tensors.get_tensor(name) for name in wanted if name in tensors}
+                held = wanted.keys() & set(tensors.keys())
+                found |= {name: tensors.get_tensor(name) for name in held}
     for name, parameter in wanted.items():
         value = found.get(name)
         if value is None or value.shape != parameter.shape:

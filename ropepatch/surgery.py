@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -49,6 +49,12 @@ def _own_attribute(target: object, attribute: str) -> Any:
     return vars(target).get(attribute, ABSENT)
 
 
+def _made_for(module: nn.Module) -> tuple[object, ...] | None:
+    """What tells a module with parameters of the patch from others; None for modules without."""
+    made_for = type(module), getattr(module, "method", None), getattr(module, "geometry", None)
+    return None if None in made_for else made_for
+
+
 @dataclass
 class AttributeChange:
     """An attribute of a module or config gets another value."""
@@ -57,14 +63,20 @@ class AttributeChange:
     attribute: str
     after: Any
     before: Any = ABSENT
+    _taken_out: nn.Module | None = (
+        None  #: by `revert`: trained since it was put in, wrapped or copied
+    )
 
     def apply(self) -> None:
         self.before = _own_attribute(self.target, self.attribute)
         # A dict is copied, so that an edit of it in place can be told from what was put there.
         after = copy.deepcopy(self.after) if isinstance(self.after, dict) else self.after
-        setattr(self.target, self.attribute, after)
+        setattr(self.target, self.attribute, self._taken_out or after)
 
     def revert(self) -> None:
+        if isinstance(self.after, nn.Module):
+            live = _own_attribute(self.target, self.attribute)
+            self._taken_out = live if isinstance(live, nn.Module) else None
         if isinstance(self.before, Tensor):  # a buffer, and the model may have moved meanwhile
             self.before = self.before.to(self.after.device)
         if self.before is not ABSENT:
@@ -74,9 +86,18 @@ class AttributeChange:
 
     def is_live(self) -> bool:
         live = _own_attribute(self.target, self.attribute)
-        if isinstance(live, nn.Module):  # PEFT wraps what it trains a copy of
-            return self.after in list(live.modules())
+        if isinstance(live, nn.Module):
+            return self.module() is not None
         return live is self.after or bool(live == self.after)
+
+    def module(self) -> nn.Module | None:
+        """The module that was put in, or its copy: PEFT wraps what it trains, and a merge leaves a copy."""
+        live = _own_attribute(self.target, self.attribute)
+        found = list(live.modules()) if isinstance(live, nn.Module) else []
+        if self.after in found:
+            return cast(nn.Module, self.after)
+        made_for = _made_for(self.after)
+        return next((each for each in found if made_for and _made_for(each) == made_for), None)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tiny_models import token_ids
 from torch import Tensor, nn
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 PADDINGS = ("none", "left", "right")
 CACHES = (None, "dynamic", "static")
@@ -52,11 +52,39 @@ def make_batch(padding: str, length: int = LENGTH, *, pads: int = PADS) -> Batch
 
 
 def make_cache(model: nn.Module, kind: str, length: int) -> Any:
-    """An empty cache with room for `length` tokens."""
-    config = model.config.get_text_config(decoder=True)
+    """An empty cache with room for `length` tokens; encoder–decoder models keep the encoder's keys, too."""
+    config = model.config
+    if config.is_encoder_decoder:
+        return EncoderDecoderCache(_own_cache(config, kind, length), DynamicCache(config=config))
+    return _own_cache(config.get_text_config(decoder=True), kind, length)
+
+
+def _own_cache(config: Any, kind: str, length: int) -> Any:
     if kind == "static":
         return StaticCache(config=config, max_cache_len=length)
     return DynamicCache(config=config)
+
+
+@torch.no_grad()
+def in_pieces(
+    model: Any, ids: Tensor, mask: Tensor | None, cache: Any, borders: list[int], **more: Any
+) -> Tensor:
+    """Logits of one call after another, each from a border to the next. (batch, length, vocabulary)
+
+    Of `more`, what has a number for every token is cut alike.
+    """
+    arguments = {"past_key_values": cache, "use_cache": True}
+    if model.config.is_encoder_decoder:
+        encoder = model.get_encoder()(input_ids=ids, attention_mask=mask)
+        arguments |= {"encoder_outputs": encoder, "attention_mask": mask}
+    side = "decoder_" if model.config.is_encoder_decoder else ""
+    pieces = []
+    for start, end in pairwise(borders):
+        arguments[f"{side}input_ids"] = ids[:, start:end]
+        arguments[f"{side}attention_mask"] = None if mask is None else mask[:, :end]
+        arguments |= {name: each[:, start:end] for name, each in more.items()}
+        pieces.append(model(**arguments).logits)
+    return torch.cat(pieces, 1)
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ def test_an_unknown_attention_is_refused(kind, attention):
 
 @pytest.mark.parametrize("kind", RELATIVE_KINDS)
 def test_folding_a_table_into_channels_is_refused(kind):
-    match = r"attention='folded'.*table.*'auto'"
+    match = r"attention='folded' folds ALiBi's own slopes.*this bias is another.*'auto'"
     model = fresh_bias_model(kind)
     assert_refused(model, MethodOptionError, match, "linear", 4, attention="folded")
 

@@ -1,9 +1,8 @@
 """Models with score biases beyond their trained length: caches, decoding, and the lengths of rows."""
 
-from itertools import pairwise
-
 import pytest
 import torch
+from decoding import in_pieces, make_cache
 from tiny_bias_models import (
     ALIBI_KINDS,
     KINDS,
@@ -18,7 +17,6 @@ from tiny_bias_models import (
     real,
 )
 from tiny_models import token_ids
-from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 from ropepatch import patch_model
 
@@ -28,34 +26,6 @@ CHUNKS = [0, 20, 33, 34, LENGTH]
 METHODS = [(kind, "linear") for kind in ONE_EACH] + [("bloom", "ntk"), ("t5", "log")]
 EVERY_METHOD = pytest.mark.parametrize(("kind", "method"), METHODS)
 EVERY_PADDING = pytest.mark.parametrize("padding", ["none", "left", "right"])
-
-
-def make_cache(model, kind, length):
-    """An empty cache; encoder–decoder models keep the encoder's keys in a second one."""
-    config = model.config
-    make = {
-        "dynamic": lambda: DynamicCache(config=config),
-        "static": lambda: StaticCache(config=config, max_cache_len=length),
-    }[kind]
-    if not config.is_encoder_decoder:
-        return make()
-    return EncoderDecoderCache(make(), DynamicCache(config=config))
-
-
-@torch.no_grad()
-def in_pieces(model, ids, mask, cache, borders):
-    """Logits of one call after another, each from a border to the next. (batch, length, vocabulary)"""
-    arguments = {"past_key_values": cache, "use_cache": True}
-    if model.config.is_encoder_decoder:
-        encoder = model.get_encoder()(input_ids=ids, attention_mask=mask)
-        arguments |= {"encoder_outputs": encoder, "attention_mask": mask}
-    side = "decoder_" if model.config.is_encoder_decoder else ""
-    pieces = []
-    for start, end in pairwise(borders):
-        arguments[f"{side}input_ids"] = ids[:, start:end]
-        arguments[f"{side}attention_mask"] = None if mask is None else mask[:, :end]
-        pieces.append(model(**arguments).logits)
-    return torch.cat(pieces, 1)
 
 
 @EVERY_METHOD

@@ -176,9 +176,16 @@ def test_method_files_import_no_other_method_file():
     assert sideways == []
 
 
-def test_surgery_serves_adapters_patch_verification_and_training_only():
+def test_surgery_serves_what_patches_and_what_asks_for_patches_only():
     users = {layer(i.source) for i in INTERNAL if layer(i.target) == "surgery"}
-    assert users <= {"adapters", "patch", "verification", "training"}
+    assert users <= {
+        "adapters",
+        "patch",
+        "logit_change",
+        "verification",
+        "placed_parameters",
+        "training",
+    }
 
 
 def test_the_corpus_knows_no_model():

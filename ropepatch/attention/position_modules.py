@@ -28,10 +28,12 @@ class BiasModule(nn.Module):
     def forward(self, distances: Tensor, layer: int) -> Tensor:
         """The bias of one layer at distances query − key, float32. (n,) → (heads, n)"""
         held: dict[str, Tensor] = dict(self.named_parameters(recurse=False))
-        if self.training and torch.is_grad_enabled():
-            for name, (low, high) in self.method.limits.items():
+        for name, (low, high) in self.method.limits.items():
+            if self.training and torch.is_grad_enabled():
                 # `data`, as the layers before this one have saved the parameter for their gradient.
                 held[name].data.clamp_(low, high)
+            else:  # the optimizer's last step may have left it beyond
+                held[name] = held[name].clamp(low, high)
         if self.method.per_layer:
             held = {name: parameter[layer] for name, parameter in held.items()}
         held = {name: parameter.float() for name, parameter in held.items()}

@@ -1,0 +1,165 @@
+"""Replaced encodings with padding, caches, packed documents and generation."""
+
+import pytest
+import torch
+from decoding import in_pieces, make_cache
+from replacement_cells import IDS, LENGTH, ON_ROTARY, Cell, answers, replaced
+from tiny_bias_models import RELATIVE_KINDS, assert_near, padded, real
+from tiny_models import KINDS
+from tiny_table_models import CAUSAL_KINDS, ENCODER_KINDS
+from tiny_table_models import KINDS as TABLE_KINDS
+
+# A chunk, another one, then tokens one by one.
+BORDERS = [0, 7, 20, *range(LENGTH - 3, LENGTH + 1)]
+PAIRED = (
+    "cohere",
+    "glm4",
+    "helium",
+    "phi",
+)  # which channels are rotated together, or at all, differs
+BOTH = {"part": "both"}
+
+SOME_ROTARY = [Cell(kind, *each) for kind in ("llama", "gemma3_text") for each in ON_ROTARY]
+ALL_ROTARY = [
+    Cell(kind, method) for kind in KINDS for method in ("kerple_log", "scaled_sinusoidal")
+]
+ALL_ROTARY += [Cell(kind, "xpos") for kind in PAIRED]
+ALIBI = [
+    Cell(kind, method) for kind in ("bloom", "mpt", "falcon") for method in ("kerple_log", "nope")
+]
+RELATIVE = [Cell(k, method, BOTH) for k in ("t5", "umt5") for method in ("kerple_log", "learned")]
+TABLE = [
+    Cell(kind, method)
+    for kind in TABLE_KINDS
+    for method in ("linear", "sinusoidal", "kerple_log", "nope")
+]
+CAUSAL_TABLE = [cell for cell in TABLE if cell.kind in CAUSAL_KINDS]
+# Stock OPT does not take position_ids for document borders.
+PACKING = [cell for cell in CAUSAL_TABLE if cell.kind != "opt"]
+DECODERS = [*ALL_ROTARY, *ALIBI, *RELATIVE, *CAUSAL_TABLE]
+
+
+def positions_of(cell, mask):
+    """What `generate` tells a model with a table of its own, which else would count padding."""
+    if cell.kind not in CAUSAL_KINDS or mask is None:
+        return {}
+    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
+def answers_to(cell, model, ids, mask):
+    more = {} if mask is None else {"attention_mask": mask, **positions_of(cell, mask)}
+    if mask is not None and cell.kind in RELATIVE_KINDS:
+        more["decoder_attention_mask"] = mask
+    return answers(model, ids, **more)
+
+
+def assert_cache_agrees(cell, cache, padding):
+    ids, mask = padded(LENGTH, padding)
+    model = replaced(cell)
+    expected = real(answers_to(cell, model, ids, mask), mask)
+    # A static cache has room for more than it is given.
+    cache = make_cache(model, cache, LENGTH + 7)
+    pieces = in_pieces(model, ids, mask, cache, BORDERS, **positions_of(cell, mask))
+    assert_near(real(pieces, mask), expected)
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("cell", SOME_ROTARY, ids=str)
+def test_every_method_gives_the_same_with_every_cache_and_padding(cell, cache, padding):
+    assert_cache_agrees(cell, cache, padding)
+
+
+@pytest.mark.parametrize(("cache", "padding"), [("dynamic", "left"), ("static", "none")])
+@pytest.mark.parametrize("cell", DECODERS, ids=str)
+def test_every_architecture_gives_the_same_with_a_cache(cell, cache, padding):
+    assert_cache_agrees(cell, cache, padding)
+
+
+LEFT = [(cell, "left") for cell in [*SOME_ROTARY, *DECODERS]]
+# Encoders with a table count padding as positions, before a patch as after it.
+LEFT += [
+    (cell, "left") for cell in TABLE if cell.kind in ENCODER_KINDS and cell.method == "kerple_log"
+]
+RIGHT = [(cell, "right") for cell in [*SOME_ROTARY, *ALIBI, *RELATIVE, *TABLE]]
+
+
+@pytest.mark.parametrize(("cell", "padding"), LEFT + RIGHT, ids=str)
+def test_a_padded_row_equals_itself_alone(cell, padding):
+    ids, mask = padded(LENGTH, padding)
+    model = replaced(cell)
+    kept = mask[1].bool()
+    alone = answers(model, ids[1:, kept])[0]
+    assert_near(answers_to(cell, model, ids, mask)[1, kept], alone)
+
+
+@pytest.mark.parametrize("cell", [*SOME_ROTARY, *ALL_ROTARY, *PACKING], ids=str)
+def test_packed_documents_do_not_see_each_other(cell):
+    model = replaced(cell)
+    borders = ((0, 15, LENGTH), (0, 28, LENGTH))  # rows need not be packed alike
+    positions = torch.stack(
+        [
+            torch.cat([torch.arange(middle), torch.arange(end - middle)])
+            for _, middle, end in borders
+        ]
+    )
+    packed = answers(model, IDS, position_ids=positions)
+    for row, (start, middle, end) in enumerate(borders):
+        for first, last in ((start, middle), (middle, end)):
+            alone = answers(model, IDS[row : row + 1, first:last])[0]
+            assert_near(packed[row, first:last], alone)
+
+
+@pytest.mark.parametrize("cell", [*SOME_ROTARY[:12], *ALIBI, *RELATIVE, *CAUSAL_TABLE], ids=str)
+@pytest.mark.parametrize("padding", ["none", "left"])
+def test_greedy_decoding_is_the_same_with_any_cache_and_with_none(cell, padding):
+    """From within the trained length to beyond it."""
+    ids, mask = padded(28, padding)
+    model = replaced(cell)
+
+    def generated(**more):
+        return model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=8,
+            min_new_tokens=8,
+            do_sample=False,
+            **more,
+        )
+
+    uncached = generated(use_cache=False)
+    assert torch.equal(generated(), uncached)
+    static = generated(cache_implementation="static", disable_compile=True)
+    assert torch.equal(static, uncached)
+
+
+@pytest.mark.parametrize("cell", [*SOME_ROTARY[:12], *ALIBI, *RELATIVE, *CAUSAL_TABLE], ids=str)
+def test_embeddings_may_be_given_in_place_of_tokens(cell):
+    model = replaced(cell)
+    expected = answers(model)
+    arguments = {"inputs_embeds": model.get_input_embeddings()(IDS)}
+    if cell.kind in RELATIVE_KINDS:
+        arguments["decoder_input_ids"] = IDS
+    with torch.no_grad():
+        assert_near(model(**arguments, use_cache=False).logits, expected)
+
+
+# Where our attention runs, and is told what the model is asked for: GPT-2, GPT-Neo and OPT keep that to
+# themselves, and answer with none, as stock does under SDPA.
+OURS = [cell for cell in SOME_ROTARY if cell.method in ("alibi", "kerple_log", "t5_bias", "xpos")]
+OURS += [*ALIBI, *RELATIVE, *(Cell(kind, "kerple_log") for kind in ENCODER_KINDS)]
+
+
+@pytest.mark.parametrize("cell", OURS, ids=str)
+def test_attentions_that_are_asked_for_sum_to_one_and_leave_the_logits_alone(cell):
+    ids, mask = padded(LENGTH, "right")
+    model = replaced(cell)
+    more = {"decoder_input_ids": ids} if cell.kind in RELATIVE_KINDS else {}
+    with torch.no_grad():
+        out = model(input_ids=ids, attention_mask=mask, output_attentions=True, **more)
+    layers = out.decoder_attentions if cell.kind in RELATIVE_KINDS else out.attentions
+    heads = model.config.num_attention_heads
+    assert layers[0].shape == (2, heads, LENGTH, LENGTH)
+    torch.testing.assert_close(layers[0].sum(-1), torch.ones_like(layers[0][..., 0]))
+    plain = answers(model, ids, attention_mask=mask, **more)
+    assert_near(real(out.logits, mask), real(plain, mask))
