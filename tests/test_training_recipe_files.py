@@ -17,7 +17,7 @@ BASE = "model: {path: x}\ntraining: {max_steps: 3, learning_rate: 0.1}\noutput_d
 
 def test_a_recipe_is_laid_over_the_one_that_it_extends(tmp_path):
     put(tmp_path, "base.yaml", BASE)
-    path = write(
+    path = put(
         tmp_path, "own.yaml", "extends: base.yaml\ntraining: {max_steps: 5}\noutput_dir: b\n"
     )
     recipe = load_recipe(path, ("training.learning_rate=0.2",))
