@@ -19,6 +19,7 @@ from ropepatch.evals.candidates import (
     check_adapter,
     measure_candidates,
     method_candidates,
+    reading_work,
 )
 from ropepatch.evals.ledger import protocol_settings
 from ropepatch.evals.perplexity_plan import PerplexityPlan, plan_perplexity
@@ -35,7 +36,6 @@ from ropepatch.evals.sampling import (
     parse_time,
     require_width,
 )
-from ropepatch.evals.scored_tokens import reading_left
 from ropepatch.evals.verdict import judge
 from ropepatch.evals.verdict_table import print_perplexities, print_verdicts
 from ropepatch.evals.windows import window_rooms
@@ -217,8 +217,10 @@ class _Run:
         if self.seconds is None:
             return counts_for_width(self.pilot.stages, options.ci, room)
         nothing = Samples("pilot")
-        reading = sum(reading_left(each, nothing) for each in self._read())
-        once = taken * (1 + reading / work_left(plan, nothing))
+        kept = [nothing] * len(self.candidates)
+        reading = reading_work(self.perplexity, self.key_tokens, self.trained, kept)
+        work = len(kept) * work_left(plan, nothing)
+        once = taken * (1 + sum(map(sum, reading)) / work)
         return counts_for_time(self.seconds, taken / min(few, room), once, room)
 
     def _samples(self, store: SampleStore, label: str, plan: Plan) -> Samples:
