@@ -122,7 +122,7 @@ class _Run:
                 perplexity=self.perplexity,
                 key_tokens=self.key_tokens,
                 tell=tell,
-                samples=lambda label: self._samples(store, label, plan),
+                samples=lambda label: self._samples(store.candidate(label), plan),
             )
         return stages, plan
 
@@ -163,7 +163,8 @@ class _Run:
         held = [length for length, rooms in self.rooms.items() if any(rooms)]
         missing = [length for length, rooms in self.rooms.items() if not any(rooms)]
         if missing:
-            print(f"missing: no document of {self.options.data} has {missing[0]} tokens")
+            lengths = " or ".join(map(str, missing))
+            print(f"missing: no document of {self.options.data} has {lengths} tokens")
         return held or missing
 
     def _perplexity_plan(self, task: str, protocol: str) -> PerplexityPlan | None:
@@ -223,8 +224,7 @@ class _Run:
         once = taken * (1 + sum(map(sum, reading)) / work)
         return counts_for_time(self.seconds, taken / min(few, room), once, room)
 
-    def _samples(self, store: SampleStore, label: str, plan: Plan) -> Samples:
-        rows = store.candidate(label)
+    def _samples(self, rows: Samples, plan: Plan) -> Samples:
         return rows if self.pilot is None else self.pilot.hand_on(plan, rows)
 
     def _sampling(self) -> dict[str, float | str | None]:

@@ -154,8 +154,10 @@ def test_a_budget_counts_every_candidate(base, measured, tmp_path):
 
 
 def test_lengths_that_no_document_holds_are_missing(base, measured, tmp_path, capsys):
-    run("eval", base, *measured, "--lengths", "80,1000000")
-    assert "missing: no document of" in capsys.readouterr().out
+    run("eval", base, *measured, "--lengths", "2000000,80,1000000")
+    said = capsys.readouterr().out
+    assert "missing: no document of" in said
+    assert "has 1000000 or 2000000 tokens" in said
     assert set(results(tmp_path)["results"]["kv"]) == {"alias", "80,none", "80_stderr,none"}
 
 
