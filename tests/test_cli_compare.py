@@ -182,6 +182,8 @@ def test_tasks_that_do_not_fit_are_said(base, measured, capsys):
         (["--tasks", "ppl", "--protocol", "last-s"], "use a stride below 80"),
         (["--tasks", "qa_1"], "qa_1"),
         (["--questions", "dev.json"], "--questions takes TASK=FILE"),
+        (["--tasks", "qa_1", "--questions", "qa_1={tmp}/none.json"], "none.json cannot be read"),
+        (["--questions", "qa_3={tmp}/none.json"], "no task 'qa_3' reads questions; qa_1 and qa_2"),
         (["--budget", "soon"], "write 90s, 10m or 1.5h"),
         (["--ci", "2"], "must lie between 0 and 1"),
     ],
