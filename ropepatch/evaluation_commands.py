@@ -9,7 +9,7 @@ from typing import Any
 
 from ropepatch import __version__
 from ropepatch.adapters.pretrained import pretrained_model
-from ropepatch.corpus import RetrievalVocabulary, load_documents
+from ropepatch.corpus import Document, RetrievalVocabulary, load_documents
 from ropepatch.description import require_length
 from ropepatch.errors import ConfigError, DataError, UnsupportedModelError
 from ropepatch.evals import Evaluation, Plan, plan_evaluation, print_table, write_report
@@ -19,9 +19,11 @@ from ropepatch.evals.candidates import (
     check_adapter,
     measure_candidates,
     method_candidates,
+    reading_work,
 )
 from ropepatch.evals.ledger import protocol_settings
 from ropepatch.evals.perplexity_plan import PerplexityPlan, plan_perplexity
+from ropepatch.evals.pilot import Pilot, run_pilot
 from ropepatch.evals.results import write_results
 from ropepatch.evals.runner import work_left
 from ropepatch.evals.samples import Samples, SampleStore, read_manifest
@@ -34,7 +36,6 @@ from ropepatch.evals.sampling import (
     parse_time,
     require_width,
 )
-from ropepatch.evals.scored_tokens import reading_left
 from ropepatch.evals.verdict import judge
 from ropepatch.evals.verdict_table import print_perplexities, print_verdicts
 from ropepatch.evals.windows import window_rooms
@@ -78,6 +79,12 @@ class _Run:
         self.perplexity = self._perplexity_plan("ppl", self.options.protocol or _PREFIXES)
         self.key_tokens = self._perplexity_plan("longppl", _PREFIXES)
         self._check_positions()
+        if options.ci is not None and self._read():
+            read = min(_DOCUMENTS, len(self.documents))
+            print(
+                f"--ci chooses windows and prompts; perplexity is of {read} documents all the same"
+            )
+        self.pilot: Pilot | None = None
 
     def run(self) -> None:
         """Measure, judge, print, write."""
@@ -115,7 +122,7 @@ class _Run:
                 perplexity=self.perplexity,
                 key_tokens=self.key_tokens,
                 tell=tell,
-                samples=store.candidate,
+                samples=lambda label: self._samples(store.candidate(label), plan),
             )
         return stages, plan
 
@@ -153,10 +160,11 @@ class _Run:
         """Ascending. Lengths that no document holds are left out, and that is said."""
         asked = parse_lengths(self.options.lengths) or [self.trained * n for n in _MULTIPLES]
         self.rooms = window_rooms(self.documents, self.tokenizer, sorted(set(asked)), _TARGETS)
-        held = [length for length, room in self.rooms.items() if room]
-        missing = [length for length, room in self.rooms.items() if not room]
+        held = [length for length, rooms in self.rooms.items() if any(rooms)]
+        missing = [length for length, rooms in self.rooms.items() if not any(rooms)]
         if missing:
-            print(f"missing: no document of {self.options.data} has {missing[0]} tokens")
+            lengths = " or ".join(map(str, missing))
+            print(f"missing: no document of {self.options.data} has {lengths} tokens")
         return held or missing
 
     def _perplexity_plan(self, task: str, protocol: str) -> PerplexityPlan | None:
@@ -201,26 +209,23 @@ class _Run:
         fixed = (read_manifest(self.directory) or {}).get("measured", {})
         if fixed.get("sampling") == self._sampling():
             return Counts(fixed["windows"], fixed["prompts"])
-        room = self.rooms[self.lengths[-1]]
-        if self.seconds is not None:
-            return self._counts_for_time(self.seconds, tell, room)
-        plan = self._plan(Counts(min(PILOT, room), PILOT))
-        pilot = measure_candidates(
-            self.base, self.candidates[:2], plan, open_model, tell=_of_pilot(tell)
-        )
-        other = pilot[1] if len(pilot) > 1 else None
-        return counts_for_width(pilot[0], other, options.ci, room)
-
-    def _counts_for_time(self, seconds: float, tell: Tell, room: int) -> Counts:
-        """What is left of the time, at the pace of a pilot of every model."""
-        plan = self._plan(Counts(min(TIMED, room), TIMED))
+        room = sum(self.rooms[self.lengths[-1]])
+        few = PILOT if self.seconds is None else TIMED
+        plan = self._plan(Counts(min(few, room), few))
         started = time.perf_counter()
-        measure_candidates(self.base, self.candidates, plan, open_model, tell=_of_pilot(tell))
+        self.pilot = run_pilot(self.base, self.candidates, plan, open_model, tell)
         taken = time.perf_counter() - started
+        if self.seconds is None:
+            return counts_for_width(self.pilot.stages, options.ci, room)
         nothing = Samples("pilot")
-        reading = sum(reading_left(each, nothing) for each in self._read())
-        once = taken * (1 + reading / work_left(plan, nothing))
-        return counts_for_time(seconds, taken / min(TIMED, room), once, room)
+        kept = [nothing] * len(self.candidates)
+        reading = reading_work(self.perplexity, self.key_tokens, self.trained, kept)
+        work = len(kept) * work_left(plan, nothing)
+        once = taken * (1 + sum(map(sum, reading)) / work)
+        return counts_for_time(self.seconds, taken / min(few, room), once, room)
+
+    def _samples(self, rows: Samples, plan: Plan) -> Samples:
+        return rows if self.pilot is None else self.pilot.hand_on(plan, rows)
 
     def _sampling(self) -> dict[str, float | str | None]:
         return {"ci": self.options.ci, "budget": self.options.budget}
@@ -240,7 +245,15 @@ class _Run:
             mode=self.options.mode,
             questions=parse_questions(self.options.questions),
             lead="\n# " if self.options.data == "stdlib" else "\n",
+            haystack=self._haystack(),
         )
+
+    def _haystack(self) -> list[Document]:
+        """Where a pilot chooses the counts, prompts are the same for any of them."""
+        if self.options.ci is None and self.options.budget is None:
+            return []
+        pairs = zip(self.documents, self.rooms[self.lengths[-1]], strict=True)
+        return [document for document, room in pairs if room]
 
     def _manifest(self, plan: Plan, counts: Counts) -> dict[str, Any]:
         measured = {
@@ -261,11 +274,6 @@ class _Run:
         """Changes when another model is at the same place."""
         files = _files(candidate.source or self.name)
         return hashlib.sha256(repr((asdict(candidate), files)).encode()).hexdigest()[:16]
-
-
-def _of_pilot(tell: Tell) -> Tell:
-    """Shows what runs beforehand, as none of the work."""
-    return lambda label, share: tell(f"pilot: {label}", 0.0)
 
 
 def _label(source: str) -> str:

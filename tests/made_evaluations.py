@@ -1,9 +1,12 @@
 """Evaluations that were drawn, not measured: losses with effects of documents, answers by rates."""
 
+import math
+
 import numpy as np
 
 from ropepatch.evals.evaluation import Evaluation
 from ropepatch.evals.losses import bin_edges
+from ropepatch.evals.perplexity import DocumentScore, Perplexity
 from ropepatch.evals.tasks.scores import TaskScores
 
 LENGTHS = (128, 256, 512, 1024)
@@ -69,3 +72,14 @@ def made_scores(scores, length, chance=0.125):
     return TaskScores(
         np.asarray(scores, dtype=float), None, 1 - distances / length, distances, chance, "same"
     )
+
+
+def made_perplexity(protocol, length, nats, *, after=0, tokens=100):
+    """Of documents with so many `nats` (None: too short) on 100 tokens, which are 200 bytes long."""
+    scores = [
+        None if loss is None else DocumentScore(loss, tokens, loss, tokens, 50 * tokens, 2 * tokens)
+        for loss in nats
+    ]
+    names = tuple(f"d{number}" for number in range(len(nats)))
+    digest = f"{protocol} {length} {after}"
+    return Perplexity(protocol, length, after, digest, True, math.e, names, tuple(scores))

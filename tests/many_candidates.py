@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
-from made_evaluations import LENGTHS, made_evaluation
+from made_evaluations import LENGTHS, made_evaluation, made_perplexity
 
 from ropepatch.evals.tasks.scores import TaskScores
 
@@ -34,7 +34,14 @@ def candidate(label, losses=(0.0, 0.0, 0.5, 1.0), **settings):
     asked = {n: needles(wrong=i, rows=11 if n < LENGTHS[-1] else 9) for i, n in enumerate(LENGTHS)}
     versions = {"versions": {"torch": "2.13.0"}, "dtype": "torch.float32", "truncated": 0}
     configuration = {**made.configuration, **versions, "documents": [f"d{n}.py" for n in range(99)]}
-    return replace(made, tasks={**made.tasks, "needle": asked}, configuration=configuration)
+    return replace(
+        made,
+        tasks={**made.tasks, "needle": asked},
+        configuration=configuration,
+        perplexities=[
+            made_perplexity("yarn-truncate", n, [300.0, 250.0 + n / 9, 400.0]) for n in LENGTHS
+        ],
+    )
 
 
 def stages():

@@ -154,8 +154,10 @@ def test_a_budget_counts_every_candidate(base, measured, tmp_path):
 
 
 def test_lengths_that_no_document_holds_are_missing(base, measured, tmp_path, capsys):
-    run("eval", base, *measured, "--lengths", "80,1000000")
-    assert "missing: no document of" in capsys.readouterr().out
+    run("eval", base, *measured, "--lengths", "2000000,80,1000000")
+    said = capsys.readouterr().out
+    assert "missing: no document of" in said
+    assert "has 1000000 or 2000000 tokens" in said
     assert set(results(tmp_path)["results"]["kv"]) == {"alias", "80,none", "80_stderr,none"}
 
 
@@ -180,6 +182,8 @@ def test_tasks_that_do_not_fit_are_said(base, measured, capsys):
         (["--tasks", "ppl", "--protocol", "last-s"], "use a stride below 80"),
         (["--tasks", "qa_1"], "qa_1"),
         (["--questions", "dev.json"], "--questions takes TASK=FILE"),
+        (["--tasks", "qa_1", "--questions", "qa_1={tmp}/none.json"], "none.json cannot be read"),
+        (["--questions", "qa_3={tmp}/none.json"], "no task 'qa_3' reads questions; qa_1 and qa_2"),
         (["--budget", "soon"], "write 90s, 10m or 1.5h"),
         (["--ci", "2"], "must lie between 0 and 1"),
     ],

@@ -14,13 +14,14 @@ from ropepatch import patch_info, patch_model, save_pretrained
 from ropepatch.checkpoint import SIDECAR
 from ropepatch.corpus import train_tokenizer
 from ropepatch.errors import ConfigError, SidecarError
-from ropepatch.evals import plan_evaluation
+from ropepatch.evals import plan_evaluation, scored_tokens
 from ropepatch.evals.candidates import (
     Candidate,
     check_adapter,
     measure_candidates,
     method_candidates,
 )
+from ropepatch.evals.perplexity_plan import plan_perplexity
 from ropepatch.evals.samples import SampleStore
 
 IDS = torch.arange(3, 131)[None] % 90
@@ -146,6 +147,41 @@ def test_progress_names_the_candidate_and_rises_to_one(plan):
     shares = [share for _, share in told]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
+
+
+def test_reading_for_long_ppl_and_its_judge_are_shares_of_the_work(plan, monkeypatch):
+    # Of documents of 250 tokens, the judge reads a window of 32 and one of 10 every 2 tokens.
+    monkeypatch.setattr(scored_tokens, "TOKENS_PER_BATCH", 256)
+    base, told = llama(), []
+    candidates = [Candidate("base"), *method_candidates(base, ["yarn"], [2], 32)]
+    texts = plan_perplexity(
+        plan.tokenizer, DOCUMENTS[:2], protocol="yarn-truncate", lengths=(32, 64)
+    )
+
+    def shares_told(**plans):
+        told.clear()
+        measure_candidates(
+            base, candidates, plan, unused, tell=lambda *each: told.append(each), **plans
+        )
+        shares = [share for _, share in told]
+        assert shares == sorted(shares)
+        assert shares[-1] == pytest.approx(1.0)
+        return [share for label, share in told if label == "base"]
+
+    def work(windows, length):
+        return windows * length * (1 + length / 2048)
+
+    own = work(6, 32) + work(6, 64) + work(4, 32) + work(4, 64)
+    # Of 64 tokens: as many windows as steps of 2 fit behind the first, and the first.
+    judging = 2 * (work(17, 32) + work(28, 10))
+    shares = shares_told(key_tokens=texts)
+    total = 2 * own + judging + 2 * work(2, 64)
+    for done in (own, own + judging, own + judging + work(2, 64)):
+        assert min(abs(share - done / total) for share in shares) < 1e-9
+    assert len({share for share in shares if own < share * total < own + judging}) >= 4
+    # What both read is read once.
+    both = shares_told(key_tokens=texts, perplexity=texts)
+    assert both[-1] == pytest.approx(shares[-1])
 
 
 def test_what_an_earlier_run_measured_is_no_share_of_the_work(plan, tmp_path):

@@ -1,5 +1,7 @@
 """Whole evaluations of tiny models: what is paired, what is the same, what is refused."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -115,6 +117,9 @@ def test_length_dependent_method_is_run_per_bin(tokenizer):
 
 def test_configuration_names_the_patch_that_is_live(unpatched, scaled):
     assert unpatched.configuration["patch"] is None
+    found = [each.configuration["positions"] for each in (unpatched, scaled)]
+    assert all(re.fullmatch("[0-9a-f]{8}", each) for each in found)
+    assert len(set(found)) == 2
     patch = scaled.configuration["patch"]
     assert (patch["method"], patch["options"]["factor"]) == ("yarn", 4.0)
     assert scaled.extended_length == 128

@@ -22,20 +22,30 @@ from ropepatch.evals.windows import held_out_windows, window_rooms
 def test_prompts_follow_the_binomial_variance():
     # 64 prompts, all right: (64 + 2)/(64 + 4) · 2/68 · 1.96² / 0.05² = 43.9.
     sure = made_evaluation(rates=(1.0,) * 4)
-    assert counts_for_width(sure, None, 0.05, 500).prompts == 44
+    assert counts_for_width([sure], 0.05, 500).prompts == 44
     # Near one half: 0.25 · 1.96² / 0.02² = 2401.
     even = made_evaluation(rates=(0.5,) * 4)
-    assert counts_for_width(even, None, 0.02, 500).prompts == pytest.approx(2401, abs=5)
+    assert counts_for_width([even], 0.02, 500).prompts == pytest.approx(2401, abs=5)
 
 
 def test_four_times_the_windows_for_half_the_width():
     base, other = (made_evaluation(seed=n, noise=0.1, patch=YARN) for n in (0, 1))
     widths = [extension_gain(base, other, n) for n in (256, 512, 1024)]
     widest = max((each.high - each.low) / 2 for each in widths)
-    counts = counts_for_width(base, other, widest, 10_000)
+    counts = counts_for_width([base, other], widest, 10_000)
     assert counts.windows == len(base.documents)
-    half = counts_for_width(base, other, widest / 2, 10_000)
+    half = counts_for_width([base, other], widest / 2, 10_000)
     assert half.windows == 4 * len(base.documents)
+
+
+def test_the_candidate_that_differs_most_decides_wherever_it_stands():
+    base, calm, wild = (
+        made_evaluation(seed=n, noise=noise) for n, noise in [(0, 0.02), (1, 0.02), (2, 0.2)]
+    )
+    alone = counts_for_width([base, wild], 0.02, 10_000).windows
+    assert counts_for_width([base, calm], 0.02, 10_000).windows < alone / 10
+    for others in ([calm, wild], [wild, calm]):
+        assert counts_for_width([base, *others], 0.02, 10_000).windows == alone
 
 
 def test_lengths_that_the_candidate_is_not_made_for_do_not_count():
@@ -43,20 +53,20 @@ def test_lengths_that_the_candidate_is_not_made_for_do_not_count():
     wild = made_evaluation(seed=1, noise=0.02, patch={**YARN, "max_position_embeddings": 512})
     losses = wild.target_losses[1024] * np.linspace(0.1, 3, 40, dtype=np.float32)[:, None]
     wild.target_losses[1024] = losses
-    assert counts_for_width(base, wild, 0.02, 10_000).windows < 100
+    assert counts_for_width([base, wild], 0.02, 10_000).windows < 100
 
 
 def test_counts_stay_within_what_there_is():
     wide = made_evaluation(noise=3.0, rates=(0.5,) * 4)
-    assert counts_for_width(wide, None, 0.001, 312) == Counts(312, MOST_PROMPTS)
+    assert counts_for_width([wide], 0.001, 312) == Counts(312, MOST_PROMPTS)
     alone = made_evaluation(documents=1)
-    assert counts_for_width(alone, None, 0.5, 40).windows == 40
+    assert counts_for_width([alone], 0.5, 40).windows == 40
 
 
 @pytest.mark.parametrize("half", [0.0, -0.1, 1.0])
 def test_a_width_that_is_none_is_refused(half):
     with pytest.raises(ConfigError, match="must lie between 0 and 1"):
-        counts_for_width(made_evaluation(), None, half, 10)
+        counts_for_width([made_evaluation()], half, 10)
 
 
 def test_counts_fill_the_time_that_is_left():
@@ -94,7 +104,7 @@ def test_windows_of_a_smaller_count_are_among_those_of_a_larger():
         cut = held_out_windows(documents, tokenizer, longest=64, count=count, targets=16)
         return {row.tobytes() for row in cut.input_ids.numpy()}
 
-    room = window_rooms(documents, tokenizer, [64], 16)[64]
+    room = sum(window_rooms(documents, tokenizer, [64], 16)[64])
     sizes = [1, 2, 5, 12, room]
     cut = [windows(count) for count in sizes]
     assert [len(some) for some in cut] == sizes

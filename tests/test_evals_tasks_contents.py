@@ -259,6 +259,7 @@ def test_questions_without_a_file_are_refused():
             r"context\[0\] is no list",
         ),
         ('[{"question": 3, "answer": "b", "context": []}]', ".json", "question is no text, but 3"),
+        ("\n", ".json", "is empty"),
         ('{"data": []}', ".json", "holds no question with an answer"),
     ],
 )

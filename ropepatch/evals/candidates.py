@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from ropepatch.adapters.pretrained import pretrained_model
 from ropepatch.checkpoint import ADAPTER_CONFIG, load_pretrained, read_json, read_sidecar
 from ropepatch.errors import ConfigError, RopepatchError
 from ropepatch.evals.evaluation import Evaluation
-from ropepatch.evals.long_ppl import KeyTokens, find_key_tokens, long_perplexities
+from ropepatch.evals.long_ppl import KeyTokens, find_key_tokens, judge_plan, long_perplexities
 from ropepatch.evals.perplexity import Perplexity, measure_perplexity
 from ropepatch.evals.perplexity_plan import PerplexityPlan
 from ropepatch.evals.plan import Plan
@@ -103,38 +104,81 @@ def measure_candidates(
     The first, the base, judges which are the `key_tokens` whose perplexity LongPPL is.
     """
     kept = [samples(candidate.label) for candidate in candidates]
-    read = [each for each in (perplexity, key_tokens) if each is not None]
-    left = [
-        (work_left(plan, rows), sum(reading_left(each, rows) for each in read)) for rows in kept
-    ]
-    total, done = sum(map(sum, left)), 0.0
+    trained = plan.protocol.trained_length
+    own = [work_left(plan, rows) for rows in kept]
+    reading = reading_work(perplexity, key_tokens, trained, kept)
+    parts = _Parts(tell, sum(own) + sum(map(sum, reading)))
     tell(candidates[0].label, 0.0)
     stages: list[Evaluation] = []
     keys: KeyTokens | None = None
-    for candidate, rows, (own, reading) in zip(candidates, kept, left, strict=True):
-        share_of = partial(_teller, tell, candidate.label, total)
-        with candidate.opened(base, load, plan.protocol.trained_length) as model:
+    for candidate, rows, work, read in zip(candidates, kept, own, reading, strict=True):
+        part = partial(parts.of, candidate.label)
+        with candidate.opened(base, load, trained) as model:
             root = pretrained_model(model)
-            stage = measure(root, plan, candidate.label, share_of(done, own), rows)
+            stage = measure(root, plan, candidate.label, part(work), rows)
             found: list[Perplexity] = []
-            progress = share_of(done + own, reading / max(1, len(read)))
             if perplexity is not None:
+                progress = part(read.perplexity)
                 found += measure_perplexity(root, perplexity, store=rows, progress=progress)
             if key_tokens is not None:
-                trained = plan.protocol.trained_length
-                keys = keys or find_key_tokens(root, key_tokens, trained_length=trained, store=rows)
-                scored = score_tokens(root, key_tokens, store=rows)
+                keys = keys or find_key_tokens(
+                    root,
+                    key_tokens,
+                    trained_length=trained,
+                    store=rows,
+                    progress=part(read.judging),
+                )
+                progress = part(read.key_tokens)
+                scored = score_tokens(root, key_tokens, store=rows, progress=progress)
                 found += long_perplexities(scored, keys)
-        done += own + reading
         stages.append(replace(stage, perplexities=tuple(found)))
     return stages
 
 
-def _teller(
-    tell: Tell, label: str, total: float, before: float, work: float
-) -> Callable[[float], None]:
-    """Turns the share of a part into that of the `total` work."""
-    return lambda share: tell(label, (before + share * work) / total if total else 1.0)
+class ReadingWork(NamedTuple):
+    """What is still to be read of whole texts with one candidate."""
+
+    perplexity: float
+    judging: float
+    key_tokens: float
+
+
+def reading_work(
+    perplexity: PerplexityPlan | None,
+    key_tokens: PerplexityPlan | None,
+    trained_length: int,
+    kept: Sequence[Samples],
+) -> list[ReadingWork]:
+    """Of every candidate; the first one judges. Raises ConfigError for what cannot be judged."""
+
+    def left(plan: PerplexityPlan | None, rows: Samples) -> float:
+        return 0.0 if plan is None else reading_left(plan, rows)
+
+    judged = None if key_tokens is None else judge_plan(key_tokens, trained_length=trained_length)
+    # Both read the same passes where both are of prefixes.
+    shared = perplexity and key_tokens and perplexity.protocol == key_tokens.protocol
+    return [
+        ReadingWork(
+            left(perplexity, rows),
+            0.0 if number else left(judged, rows),
+            0.0 if shared else left(key_tokens, rows),
+        )
+        for number, rows in enumerate(kept)
+    ]
+
+
+class _Parts:
+    """Parts of the `total` work, one after another."""
+
+    def __init__(self, tell: Tell, total: float) -> None:
+        self.tell, self.total, self.before = tell, total, 0.0
+
+    def of(self, label: str, work: float) -> Callable[[float], None]:
+        """Turns the share of the next part into that of all the work."""
+        before, self.before = self.before, self.before + work
+        return lambda share: self.tell(
+            label, (before + share * work) / self.total if self.total else 1.0
+        )
 
 
 @contextmanager

@@ -53,6 +53,29 @@ def find_key_tokens(
     a model that reads all of them at once. Raises ConfigError for a short context that is not short,
     and for a plan whose windows are no prefixes.
     """
+    judged = judge_plan(plan, trained_length=trained_length, short_length=short_length, step=step)
+    losses = score_tokens(judge, judged, store=store, progress=progress).losses
+    short, full = (losses[length] for length in judged.lengths)
+    masks = tuple(
+        None if few is None or many is None else _is_key(few, many)
+        for few, many in zip(short, full, strict=True)
+    )
+    found = [None if mask is None else mask.tobytes() for mask in masks]
+    digest = hashlib.sha256(repr(found).encode()).hexdigest()
+    return KeyTokens(masks, plan.digest(judged.lengths, judged.protocol.stride, digest))
+
+
+def judge_plan(
+    plan: PerplexityPlan,
+    *,
+    trained_length: int,
+    short_length: int | None = None,
+    step: int | None = None,
+) -> PerplexityPlan:
+    """What the judge reads: the texts as far as the plan does, with the start token as one of theirs.
+
+    Errors are those of `find_key_tokens`.
+    """
     if not plan.protocol.nested:
         raise ConfigError(
             f"LongPPL reads texts from their beginning, protocol {plan.protocol.name!r} does not; plan "
@@ -65,21 +88,6 @@ def find_key_tokens(
             f"short_length={short_length} and step={step} must be at least 1 and in sum less than "
             f"the {trained_length} tokens that the judge was trained to"
         )
-    contexts = (short_length + step, trained_length)
-    judged = _sliding_plan(plan, contexts, step)
-    losses = score_tokens(judge, judged, store=store, progress=progress).losses
-    short, full = (losses[length] for length in contexts)
-    masks = tuple(
-        None if few is None or many is None else _is_key(few, many)
-        for few, many in zip(short, full, strict=True)
-    )
-    found = [None if mask is None else mask.tobytes() for mask in masks]
-    digest = hashlib.sha256(repr(found).encode()).hexdigest()
-    return KeyTokens(masks, plan.digest(short_length, step, trained_length, digest))
-
-
-def _sliding_plan(plan: PerplexityPlan, lengths: tuple[int, int], step: int) -> PerplexityPlan:
-    """What the judge reads: the texts as far as the plan does, with the start token as one of theirs."""
     protocol = replace(PROTOCOLS["yarn-sliding"], name="judge", cut=_cut_sliding, stride=step)
     texts = tuple(
         Text(
@@ -87,7 +95,7 @@ def _sliding_plan(plan: PerplexityPlan, lengths: tuple[int, int], step: int) -> 
         )
         for n, (text, length) in enumerate(zip(plan.texts, plan.longest(), strict=True))
     )
-    return PerplexityPlan(protocol, lengths, texts, None)
+    return PerplexityPlan(protocol, (short_length + step, trained_length), texts, None)
 
 
 def _cut_sliding(tokens: int, length: int, prefixed: bool, stride: int) -> list[Window]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ropepatch.errors import DataError
 from ropepatch.evals.as_json import interval_json
-from ropepatch.evals.evaluation import Json
+from ropepatch.evals.evaluation import Evaluation, Json
 from ropepatch.evals.perplexity_plan import PerplexityPlan
 from ropepatch.evals.protocols import Window
 from ropepatch.evals.samples import Samples
@@ -144,6 +144,23 @@ def perplexity_difference(before: Perplexity, after: Perplexity) -> Interval | N
         )
     pairs = zip(before.present, after.present, strict=True)
     return _ratio([(second.total - first.total, first.weight) for first, second in pairs])
+
+
+def difference_to_base(base: Evaluation, result: Perplexity) -> Interval | None:
+    """`perplexity_difference` to what the base has of the same; None where it has nothing."""
+    same = [each for each in base.perplexities if each.digest == result.digest]
+    return perplexity_difference(same[0], result) if same else None
+
+
+def perplexities_json(base: Evaluation, stage: Evaluation) -> list[Json]:
+    """Every result of a stage, and its difference to the base; None for the base's own."""
+    return [
+        {
+            **each.as_json(),
+            "minus_base": interval_json(None if stage is base else difference_to_base(base, each)),
+        }
+        for each in stage.perplexities
+    ]
 
 
 def _perplexity(scored: ScoredTokens, length: int, after: int) -> Perplexity:

@@ -54,12 +54,14 @@ def plan_evaluation(
     mode: Mode | None = None,
     questions: Mapping[str, Path] | None = None,
     lead: str = "\n",
+    haystack: Sequence[Document] = (),
 ) -> Plan:
     """Windows and prompts, cut from the documents before any model has to run.
 
     `questions` are files of the tasks qa_1 and qa_2; needles start with `lead`, as sentences of the
-    documents do. Raises DataError for documents that hold too few windows, ConfigError for numbers that
-    contradict each other.
+    documents do. Prompts are made of the `haystack`, by default of the documents that windows are cut
+    from, which are more for more windows. Raises DataError for documents that hold too few windows,
+    ConfigError for numbers that contradict each other.
     """
     protocol = Protocol(
         lengths=tuple(lengths),
@@ -82,7 +84,7 @@ def plan_evaluation(
         bos=bos,
         seed=seed,
     )
-    used = [document for document in documents if document.name in cut.names]
+    used = haystack or [document for document in documents if document.name in cut.names]
     source = Source(tokenizer, used, bos=bos, lead=lead, questions=questions or {}, pairs=pairs)
     asked, not_asked = _questions(tasks, source, protocol)
     return Plan(protocol, tokenizer, cut, asked, not_asked)

@@ -10,9 +10,11 @@ from ropepatch.evals.as_json import interval_json, verdict_json
 from ropepatch.evals.claims import Check, Claim, extended_length, headline
 from ropepatch.evals.evaluation import Comparison, Evaluation, Json
 from ropepatch.evals.page_ledger import ledger
+from ropepatch.evals.page_perplexities import perplexity_tables
 from ropepatch.evals.page_tables import cell, number_tables
 from ropepatch.evals.page_verdicts import candidate_rows, method_grid
 from ropepatch.evals.patches import TOGETHER
+from ropepatch.evals.perplexity import perplexities_json
 from ropepatch.evals.statistics import CONFIDENCE
 from ropepatch.evals.verdict import Verdict
 from ropepatch.whole_files import write_whole
@@ -71,7 +73,7 @@ def _report_json(
         "trained_length": stages[0].trained_length,
         "extended_length": extended_length(stages),
         "claims": [_claim_json(claim) for claim in claims],
-        "stages": [_stage_json(stage) for stage in stages],
+        "stages": [_stage_json(stage, stages[0]) for stage in stages],
         "comparisons": [_comparison_json(comparison) for comparison in comparisons],
         "verdicts": [verdict_json(verdict) for verdict in verdicts],
         "checks": [asdict(check) for check in checks],
@@ -89,7 +91,7 @@ def _claim_json(claim: Claim) -> dict[str, Json]:
     }
 
 
-def _stage_json(stage: Evaluation) -> dict[str, Json]:
+def _stage_json(stage: Evaluation, base: Evaluation) -> dict[str, Json]:
     return {
         "label": stage.label,
         "protocol": stage.protocol,
@@ -110,6 +112,7 @@ def _stage_json(stage: Evaluation) -> dict[str, Json]:
             task: [_scores_json(stage, task, length) for length in stage.lengths]
             for task in stage.tasks
         },
+        "perplexities": perplexities_json(base, stage),
     }
 
 
@@ -187,7 +190,7 @@ def _render(
         charts=draw_charts(stages),
         maps=draw_maps(stages),
         together=TOGETHER,
-        tables=number_tables(stages, comparisons),
+        tables=[*number_tables(stages, comparisons), *perplexity_tables(stages)],
         ledger=ledger(stages),
         notes=notes,
         configuration=json.dumps([dict(stage.configuration) for stage in stages], indent=2),

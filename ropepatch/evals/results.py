@@ -17,6 +17,7 @@ import transformers
 from ropepatch import __version__
 from ropepatch.evals.as_json import interval_json, verdict_json
 from ropepatch.evals.evaluation import Evaluation, Json
+from ropepatch.evals.perplexity import perplexities_json
 from ropepatch.evals.statistics import CONFIDENCE, Interval
 from ropepatch.evals.verdict import Verdict
 from ropepatch.whole_files import write_whole
@@ -68,9 +69,7 @@ def results_json(stages: Sequence[Evaluation], verdicts: Sequence[Verdict]) -> d
         "ropepatch_version": __version__,
         "protocol": first.protocol,
         "verdicts": [verdict_json(verdict) for verdict in verdicts],
-        "perplexities": {
-            stage.label: [each.as_json() for each in stage.perplexities] for stage in stages
-        },
+        "perplexities": {stage.label: perplexities_json(first, stage) for stage in stages},
     }
 
 

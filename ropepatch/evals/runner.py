@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ropepatch.adapters.active_positions import positions_digest
 from ropepatch.adapters.pretrained import evaluation_mode
 from ropepatch.evals.answers import answer_prompts, batches, task_scores
 from ropepatch.evals.evaluation import Evaluation, Json
@@ -90,6 +91,7 @@ def _measure(
         **real_lengths(protocol.lengths, windows, _all_prompts(plan)),
         **model_settings(model),
         "patch": patch,
+        "positions": positions_digest(model, protocol.lengths),
         "position_bins": _runs_in_words(ends, edges, protocol.targets),
         "not_asked": dict(plan.not_asked),
         "seconds": round(time.perf_counter() - started, 1),

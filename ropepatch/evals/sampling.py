@@ -15,7 +15,7 @@ from ropepatch.evals.evaluation import Evaluation
 from ropepatch.evals.statistics import CONFIDENCE, Interval
 from ropepatch.evals.verdict import extension_gain
 
-PILOT = 16  #: windows, and prompts of each task and length, for the spread
+PILOT = 16  #: windows, and prompts of each task and length, for the spread; all of them count
 TIMED = 4  #: the same for the cost, of every model
 _LEAST = 8  #: windows or prompts, of which an interval still says something
 MOST_PROMPTS = 5000  #: of each task and length; RULER asks 500
@@ -30,20 +30,23 @@ class Counts:
     prompts: int  #: of each task and length
 
 
-def counts_for_width(base: Evaluation, other: Evaluation | None, half: float, room: int) -> Counts:
+def counts_for_width(stages: Sequence[Evaluation], half: float, room: int) -> Counts:
     """Counts whose 95 % intervals reach about `half` to each side, by the spread in a pilot.
 
-    That of scores, and in nats that of the difference between two models; of one, of its context
-    gain. `room` is how many windows the documents hold.
+    That of scores, and in nats that of the difference between the base, which comes first, and the
+    candidate with the widest; of a base alone, of its context gain. `room` is how many windows the
+    documents hold.
     """
     require_width(half)
-    widest = max((_half(each) for each in _differences(base, other)), default=math.inf)
+    base, *others = stages
+    compared: Sequence[Evaluation | None] = others or [None]
+    found = [each for other in compared for each in _differences(base, other)]
+    widest = max(map(_half, found), default=math.inf)
     wanted = len(base.documents) * (widest / half) ** 2
     windows = room if not math.isfinite(wanted) else math.ceil(wanted)
-    stages = [base] if other is None else [base, other]
     z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
     prompts = math.ceil(z * z * max(map(_variance, stages)) / (half * half))
-    return Counts(min(max(windows, _LEAST), room), min(max(prompts, _LEAST), MOST_PROMPTS))
+    return Counts(min(max(windows, PILOT), room), min(max(prompts, PILOT), MOST_PROMPTS))
 
 
 def require_width(half: float) -> None:

@@ -14,7 +14,7 @@ from ropepatch.evals.effective_length import (
     relative_length,
 )
 from ropepatch.evals.evaluation import Evaluation
-from ropepatch.evals.perplexity import perplexity_difference
+from ropepatch.evals.perplexity import difference_to_base
 from ropepatch.evals.statistics import Interval, bootstrap_mean_of_tasks
 from ropepatch.evals.verdict import Verdict
 from ropepatch.evals.wording import MISSING, show_interval, task_name
@@ -65,7 +65,7 @@ def _perplexities(stage: Evaluation, base: Evaluation, protocol: str) -> Table:
     last = "documents" if stage is base else "nats, minus base's"
     for column in ("tokens", "perplexity", "bits per byte", "scored", "context", last):
         table.add_column(column, justify="right")
-    for first, each in zip(base.perplexities, stage.perplexities, strict=True):
+    for each in stage.perplexities:
         if each.protocol != protocol:
             continue
         context = MISSING if each.mean_context is None else f"{each.mean_context:.0f}"
@@ -77,7 +77,7 @@ def _perplexities(stage: Evaluation, base: Evaluation, protocol: str) -> Table:
             context,
             f"{len(each.present)} of {len(each.documents)}"
             if stage is base
-            else show_interval(perplexity_difference(first, each), signed=True),
+            else show_interval(difference_to_base(base, each), signed=True),
         )
     return table
 

@@ -72,10 +72,10 @@ def window_rooms(
     tokenizer: PreTrainedTokenizerBase,
     lengths: Iterable[int],
     targets: int,
-) -> dict[int, int]:
-    """How many windows of each length the documents hold."""
+) -> dict[int, list[int]]:
+    """How many windows of each length each of the documents holds."""
     tokens = plain_tokens(documents, tokenizer)
-    return {n: sum(_room(len(ids), n, targets) for ids in tokens) for n in lengths}
+    return {n: [_room(len(ids), n, targets) for ids in tokens] for n in lengths}
 
 
 def plain_tokens(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:

@@ -68,6 +68,8 @@ def read_questions(path: Path) -> list[FileQuestion]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}); check the path") from error
+    if not text.strip():
+        raise DataError(f"{path} is empty; files can be {_FORMATS}")
     lines = path.suffix in (".jsonl", ".ndjson")
     questions = list(_json_lines(text, path) if lines else _whole(_parse(text, str(path))))
     if not questions:

@@ -15,6 +15,8 @@ from ropepatch.evals.tasks.pieces import Ids, Pieces
 from ropepatch.evals.tasks.questions import FileQuestion, read_questions
 from ropepatch.evals.windows import plain_tokens
 
+_QUESTIONS = {"qa_1": "SQuAD", "qa_2": "HotpotQA"}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -33,6 +35,13 @@ class Source:
             raise DataError("there are no documents to hide needles in; give at least one")
         if self.bos and self.tokenizer.bos_token_id is None:
             raise DataError("bos=True, but the tokenizer has no BOS token; use bos=False")
+        for name, path in self.questions.items():
+            if name not in _QUESTIONS:
+                raise ConfigError(
+                    f"no task {name!r} reads questions; {' and '.join(_QUESTIONS)} do"
+                )
+            # A file with mistakes is to be mended before anything is measured.
+            self._files[name] = read_questions(path)
 
     @cached_property
     def pieces(self) -> Pieces:
@@ -61,14 +70,12 @@ class Source:
 
     def file_questions(self, task: str) -> list[FileQuestion]:
         """The questions of a task's file. Raises ConfigError if none was given."""
-        if task not in self.questions:
-            known = {"qa_1": "SQuAD", "qa_2": "HotpotQA"}[task]
+        if task not in self._files:
+            known = _QUESTIONS[task]
             raise ConfigError(
                 f"{task} needs a file of questions, and none was given; give {known}'s development set "
                 "(JSON), or JSON lines with question, context and answers"
             )
-        if task not in self._files:
-            self._files[task] = read_questions(self.questions[task])
         return self._files[task]
 
     def file_documents(self, task: str) -> list[str]:
