@@ -28,6 +28,8 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not (key and equals):
             raise ConfigError(f"--set takes OPTION=VALUE; found {text!r}")
+        if key == "factor":
+            raise ConfigError(f"--set takes options of the method; give --factor {value}")
         try:
             options[key] = yaml.safe_load(value)
         except yaml.YAMLError:

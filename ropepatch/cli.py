@@ -16,6 +16,7 @@ from ropepatch import __version__
 from ropepatch.arguments import parse_arguments, parse_options
 from ropepatch.errors import ProcessError, RopepatchError, RopepatchWarning
 from ropepatch.evaluation_arguments import add_compare, add_eval, add_lm_eval
+from ropepatch.inspection_arguments import add_inspect
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,7 +74,7 @@ def _build_parser() -> argparse.ArgumentParser:
         return added
 
     add("methods", show_methods, "list the methods and what they need")
-    _add_model(add("inspect", inspect, "show how a checkpoint encodes positions"))
+    add_inspect(add("inspect", inspect, "show how a checkpoint or a method encodes positions"))
     _add_patch(add("patch", patch, "save a patched copy of a checkpoint"))
     _add_train(add("train", train, "run a recipe, or go on with it"))
     add_eval(add("eval", evaluate, "measure losses and tasks up to 8 times the length"))
@@ -170,13 +171,10 @@ def show_methods(_: argparse.Namespace) -> None:
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """What patch_model would find, and what was patched already."""
-    model = _open_model(options.model)
+    """How positions are encoded, as text and as a picture."""
+    from ropepatch.inspection import run_inspection
 
-    from ropepatch.description import describe
-
-    for name, text in describe(model).items():
-        print(f"{name:<12}{text}")
+    run_inspection(options)
 
 
 def patch(options: argparse.Namespace) -> None:

@@ -77,7 +77,7 @@ def patch_model(
         record = _plan(
             root,
             method,
-            lambda length: _resolve_method(method, factor, target_length, length, options),
+            lambda length: resolve_method(method, factor, target_length, length, options),
             original_max_position_embeddings,
             replace,
             layer_types,
@@ -157,7 +157,7 @@ def mechanism_of(model: PreTrainedModel) -> str:
     return "rotary"
 
 
-def _resolve_method(
+def resolve_method(
     method: str | Method,
     factor: float | None,
     target_length: int | None,

@@ -60,6 +60,18 @@ def rotary_coherence(inv_freq: Tensor, distances: Tensor) -> Tensor:
     return torch.cos(distances[:, None].double() * inv_freq).sum(-1)
 
 
+def decay_bound(inv_freq: Tensor, distances: Tensor, log_decay: Tensor | float = 0.0) -> Tensor:
+    """Mean of |S_i(D)|, S_i = Σ_{j<=i} e^(𝑖·D·θ_j): bounds scores at distance D (arXiv 2104.09864, §3.4.3).
+
+    `log_decay` is xPos' ln ζ_j per token, which each term is multiplied by. (dim/2,), (n,) → (n,)
+    """
+    distances = distances[:, None].double()
+    terms = torch.polar(
+        (distances * log_decay).exp().expand(-1, len(inv_freq)), distances * inv_freq
+    )
+    return terms.cumsum(-1).abs().mean(-1)
+
+
 def alibi_slopes(num_heads: int, bias_max: float = 8.0) -> Tensor:
     """Slope of every head of an unscaled ALiBi model (arXiv 2108.12409, §3). (num_heads,)
 

@@ -17,7 +17,9 @@ LAYERS = (
     "spelling",
     "whole_files",
     "positions",
+    "interpolation",
     "methods",
+    "portraits",
     "attention",
     "surgery",
     "manifest",
@@ -33,10 +35,15 @@ LAYERS = (
     "terminal",
     "training",
     "description",
+    "model_portraits",
+    "portrait_tables",
+    "pictures",
+    "inspection_arguments",
     "evaluation_arguments",
     "evaluation_commands",
     "demo",
     "arguments",
+    "inspection",
     "lm_eval_model",
     "lm_eval_command",
     "cli",
@@ -46,7 +53,9 @@ WITHOUT_TRANSFORMERS = {
     "errors",
     "spelling",
     "positions",
+    "interpolation",
     "methods",
+    "portraits",
     "attention",
     "surgery",
     "manifest",
@@ -58,7 +67,7 @@ PUBLIC_TRANSFORMERS = {"transformers"} | {
     for module in ("integrations", "trainer_callback", "trainer_utils", "utils")
 }
 EXTRAS = {"accelerate", "datasets", "jinja2", "lm_eval", "matplotlib", "peft"}
-MAY_USE_EXTRAS = {"checkpoint", "evals", "lm_eval_command", "lm_eval_model", "training"}
+MAY_USE_EXTRAS = {"checkpoint", "evals", "lm_eval_command", "lm_eval_model", "pictures", "training"}
 
 
 class Import(NamedTuple):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ropepatch.positions import (
     blend,
+    decay_bound,
     inverse_frequencies,
     linear_ramp,
     ntk_base,
@@ -148,20 +149,39 @@ def test_scores_depend_on_the_distance_alone(query, key, key_at, distance, shift
     assert there == pytest.approx(here, abs=1e-6)
 
 
-def decay(distance: int) -> float:
+def naive_decay(theta: list[float], distance: float) -> float:
     """The bound of arXiv 2104.09864, §3.4.3, on scores at a distance: the mean of |partial sums|."""
-    phases = [cmath.exp(1j * distance * t) for t in inverse_frequencies(128, 1e4).tolist()]
-    return sum(map(abs, accumulate(phases))) / 64
+    phases = [cmath.exp(1j * distance * t) for t in theta]
+    return sum(map(abs, accumulate(phases))) / len(theta)
+
+
+def decay(*distances: float) -> list[float]:
+    return decay_bound(inverse_frequencies(128, 1e4), torch.tensor(distances)).tolist()
 
 
 def test_the_decay_bound_starts_at_the_mean_of_1_to_64():
-    assert decay(0) == 32.5
+    assert decay(0) == [32.5]
+
+
+@given(dim=dims, base=bases, distance=positions)
+def test_the_decay_bound_is_the_mean_of_the_partial_sums(dim, base, distance):
+    theta = inverse_frequencies(dim, base)
+    found = decay_bound(theta, torch.tensor([distance])).item()
+    assert found == pytest.approx(naive_decay(theta.tolist(), distance), rel=1e-9)
+
+
+def test_the_decay_bound_of_xpos_fades_every_term():
+    theta, log_decay = [1.0, 0.1, 0.01], [-0.3, -0.02, -0.001]
+    terms = [cmath.exp(7 * (1j * t + decay)) for t, decay in zip(theta, log_decay, strict=True)]
+    expected = sum(map(abs, accumulate(terms))) / 3
+    found = decay_bound(vector(*theta), torch.tensor([7]), vector(*log_decay)).item()
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_decay_bound_falls_to_less_than_a_third_over_the_trained_length():
-    assert max(decay(distance) for distance in range(1024, 4096, 64)) < 32.5 / 3
+    assert max(decay(*range(1024, 4096, 64))) < 32.5 / 3
 
 
 def test_the_decay_bound_is_not_monotone():
-    falling = [decay(distance) for distance in range(2048, 4097, 64)]
+    falling = decay(*range(2048, 4001, 64))
     assert any(later > earlier for earlier, later in pairwise(falling))

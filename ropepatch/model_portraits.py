@@ -1,0 +1,180 @@
+"""What there is to see of a model's encoding, as it is or as a method would make it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ropepatch.adapters.bias_stacks import BiasStack, find_bias_stacks
+from ropepatch.adapters.biased import BiasedForward, forward_attribute
+from ropepatch.adapters.pretrained import pretrained_model, text_config, trained_length
+from ropepatch.adapters.rope_parameters import original_length, parameters_of
+from ropepatch.adapters.rotary import (
+    chosen_layer_types,
+    find_rotary_modules,
+    frequency_buffer,
+    stock_geometry,
+)
+from ropepatch.attention.score_bias import AlibiBias, BucketBias, ScoreBias
+from ropepatch.description import require_length
+from ropepatch.manifest import Manifest
+from ropepatch.methods import Method, RotaryGeometry
+from ropepatch.methods.replacement import Replacement
+from ropepatch.patch import mechanism_of
+from ropepatch.portraits import (
+    BiasPortrait,
+    Portrait,
+    RotaryPortrait,
+    Sizes,
+    method_title,
+    portrait,
+    portrait_class,
+    rotary_portrait,
+)
+
+_UNSCALED = "unscaled"
+
+MethodFor = Callable[[int], Method]  #: for a trained length
+
+
+def model_portraits(
+    model: nn.Module, method_for: MethodFor | None = None, given_length: int | None = None
+) -> list[Portrait]:
+    """Every encoding of `model`: by the method, or else by its patch, or else as its config has it.
+
+    `given_length` is what it was trained to, where its config does not say. Raises
+    UnsupportedMechanismError for a method that does not serve the model or cannot be shown,
+    ConfigError or LengthError where the trained length is not known.
+    """
+    root = pretrained_model(model)
+    mechanism, manifest = mechanism_of(root), Manifest.in_config(text_config(root))
+    length = _length(root, mechanism, given_length)
+    if method_for is not None:
+        method: Method | None = method_for(length)
+    else:
+        method = None if manifest is None or manifest.method is None else manifest.make()
+    if method is not None and mechanism not in method.mechanisms():
+        raise method.unsupported(mechanism)
+    if isinstance(method, Replacement):
+        return _replaced(root, method, length)
+    if mechanism == "rotary":
+        return _rotary(root, manifest, method, length)
+    return _biased(root, method, length)
+
+
+def _length(model: PreTrainedModel, mechanism: str, given: int | None) -> int:
+    config = text_config(model)
+    if mechanism == "rotary" and Manifest.in_config(config) is None:
+        return original_length(config, given)  # which a config that scales may hold apart
+    return require_length(model, given)
+
+
+def _replaced(model: PreTrainedModel, method: Replacement, length: int) -> list[Portrait]:
+    """What would stand in the place of the model's encoding: one of each stack that differs."""
+    config = text_config(model)
+    rotary = portrait_class(method) is RotaryPortrait
+    geometry = _geometries(model, None, length)[0][1] if rotary else None
+    sizes = Sizes(
+        original_max_position_embeddings=length,
+        dim=geometry.dim if geometry else config.hidden_size,
+        base=geometry.base if geometry else 10000.0,
+        num_heads=config.num_attention_heads,
+    )
+    stacks = find_bias_stacks(model)
+    if len(stacks) < 2:
+        return [portrait(method, sizes)]
+    return [
+        portrait(method, replace(sizes, bidirectional=not stack.causal), stack.part)
+        for stack in stacks
+    ]
+
+
+def _geometries(
+    model: PreTrainedModel, manifest: Manifest | None, length: int
+) -> list[tuple[str | None, RotaryGeometry, Tensor]]:
+    """Layer type, geometry as trained, and the stock module's frequencies, of each that is scaled."""
+    config, found = text_config(model), find_rotary_modules(model)
+    asked = None if manifest is None else manifest.layer_types
+    chosen = chosen_layer_types(found, asked)
+    before = config.rope_parameters if manifest is None else manifest.unpatched["rope_parameters"]
+    return [
+        (
+            layer_type,
+            stock_geometry(module, layer_type, before, length),
+            frequency_buffer(module.module, layer_type),
+        )
+        for module in found
+        for layer_type in module.layer_types
+        if layer_type in chosen
+    ]
+
+
+def _rotary(
+    model: PreTrainedModel, manifest: Manifest | None, method: Method | None, length: int
+) -> list[Portrait]:
+    config = text_config(model)
+    portraits: list[Portrait] = []
+    for layer_type, geometry, stock in _geometries(model, manifest, length):
+        part = layer_type or ""
+        if method is not None:
+            portraits.append(rotary_portrait(method, geometry, part))
+            continue
+        parameters = parameters_of(config.rope_parameters, layer_type)
+        portraits.append(
+            RotaryPortrait(
+                method=_scaling(parameters.get("rope_type", "default")),
+                part=part,
+                length=length,
+                target=max(length, trained_length(model) or length),
+                geometry=geometry,
+                factor=float(parameters.get("factor", 1.0)),
+                inv_freq=stock.double().cpu(),
+            )
+        )
+    return portraits
+
+
+def _scaling(rope_type: str) -> str:
+    return _UNSCALED if rope_type == "default" else f"{rope_type}, by the config"
+
+
+def _biased(model: PreTrainedModel, method: Method | None, length: int) -> list[Portrait]:
+    by_method = _UNSCALED if method is None else method_title(method)
+    target = length if method is None else round(method.factor * length)
+    portraits: list[Portrait] = []
+    for stack in find_bias_stacks(model):
+        biases = _live(stack, method) or [*stack.biases(method, length).values()]
+        layer = f", layer 1 of {len(biases)}" if len(biases) > 1 else ""
+        part = "" if stack.mechanism == "alibi" else f"{stack.part}{layer}"
+        portraits.append(
+            BiasPortrait(
+                method=by_method,
+                part=part,
+                length=length,
+                target=target,
+                bias=partial(_curve, biases[0], target),
+                bidirectional=not stack.causal,
+            )
+        )
+    return portraits
+
+
+def _live(stack: BiasStack, method: Method | None) -> list[ScoreBias]:
+    """What a patch has put in, which knows the geometry before it, with the method to be shown."""
+    forwards = [vars(each.module).get(forward_attribute(each.module)) for each in stack.attentions]
+    found = {
+        id(forward.bias): forward.bias
+        for forward in forwards
+        if isinstance(forward, BiasedForward)
+        if isinstance(forward.bias, AlibiBias | BucketBias)
+    }
+    return [replace(bias, method=method) for bias in found.values()]
+
+
+@torch.no_grad()
+def _curve(bias: ScoreBias, target: int, distances: Tensor) -> Tensor:
+    """Bias in rows of the target length. (n,) → (heads, n)"""
+    return bias.curve(distances, torch.tensor([target]))[0].double().cpu()
