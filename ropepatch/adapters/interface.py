@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers.masking_utils import eager_mask
 
 from ropepatch.adapters.key_mask import KeyMask, make_key_mask, read_mask, whole_mask
 from ropepatch.attention.biased import Kernel, biased_attention
@@ -230,4 +231,5 @@ class _Layer:
 AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, make_key_mask)
 AttentionInterface.register(WATCHED, write_down)
-AttentionMaskInterface.register(WATCHED, make_key_mask)
+# Numbers, which attention that computes itself can take; it is then known by not having been seen.
+AttentionMaskInterface.register(WATCHED, eager_mask)
