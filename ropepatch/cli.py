@@ -120,6 +120,11 @@ def _add_patch(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--replace", action="store_true", help="in place of scaling it has")
     parser.add_argument(
+        "--fit",
+        metavar="DATA",
+        help="text file or directory, or stdlib: start a new score bias from the model's own scores there",
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE", help="of the method"
     )
 
@@ -185,6 +190,14 @@ def patch(options: argparse.Namespace) -> None:
     from ropepatch import patch_info, patch_model, save_pretrained, verify
     from ropepatch.training.pretrained import open_tokenizer
 
+    tokenizer = open_tokenizer(options.model)
+    if options.fit is not None:
+        from ropepatch.corpus.fitting import fitting_text
+        from ropepatch.description import require_length
+
+        length = require_length(model, options.original_max_position_embeddings)
+        text = fitting_text(options.fit, tokenizer, length)
+        method_options |= {"fit": "profile", "text": text}
     patch_model(
         model,
         options.method,
@@ -198,7 +211,7 @@ def patch(options: argparse.Namespace) -> None:
     verify(model)
     info = patch_info(model)
     assert info is not None
-    save_pretrained(model, options.directory, open_tokenizer(options.model))
+    save_pretrained(model, options.directory, tokenizer)
     what = info.method if info.part in (None, "both") else f"{info.method} ({info.part})"
     print(
         f"{what} ×{info.factor:g}: {info.original_max_position_embeddings} → "

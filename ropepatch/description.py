@@ -7,9 +7,10 @@ from ropepatch.adapters.bias_stacks import BiasStack, alibi_geometry, find_bias_
 from ropepatch.adapters.plan import checked_length
 from ropepatch.adapters.pretrained import pretrained_model, text_config, trained_length
 from ropepatch.adapters.rope_parameters import parameters_of, rope_types
+from ropepatch.adapters.tables import find_tables
 from ropepatch.errors import ConfigError
 from ropepatch.manifest import Manifest
-from ropepatch.patch import list_methods, patch_info
+from ropepatch.patch import list_methods, mechanism_of, patch_info
 
 
 def describe(model: nn.Module) -> dict[str, str]:
@@ -56,6 +57,9 @@ def require_length(model: nn.Module, given: int | None) -> int:
 def _positions(model: PreTrainedModel) -> str:
     """How positions are encoded, as the config says."""
     stacks = find_bias_stacks(model)
+    if mechanism_of(model) == "absolute":
+        rows = sorted({table.rows for table in find_tables(model)})
+        return f"absolute, a learned vector for each of {rows[0]:,} positions"
     if not stacks:
         return _rotations(text_config(model))
     if stacks[0].mechanism == "alibi":

@@ -1,6 +1,6 @@
 """What there is to see of a model's encoding, as it is or as a method would make it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -18,17 +18,21 @@ from ropepatch.adapters.rotary import (
     frequency_buffer,
     stock_geometry,
 )
+from ropepatch.attention.position_modules import BiasModule, TableModule
 from ropepatch.attention.score_bias import AlibiBias, BucketBias, ScoreBias
 from ropepatch.description import require_length
 from ropepatch.manifest import Manifest
 from ropepatch.methods import Method, RotaryGeometry
 from ropepatch.methods.replacement import Replacement
+from ropepatch.methods.xpos import XPos
 from ropepatch.patch import mechanism_of
+from ropepatch.placed_parameters import placed_modules
 from ropepatch.portraits import (
     BiasPortrait,
     Portrait,
     RotaryPortrait,
     Sizes,
+    TablePortrait,
     method_title,
     portrait,
     portrait_class,
@@ -59,7 +63,11 @@ def model_portraits(
     if method is not None and mechanism not in method.mechanisms():
         raise method.unsupported(mechanism)
     if isinstance(method, Replacement):
+        if method_for is None:
+            return _placed(root, method, length)
         return _replaced(root, method, length)
+    if mechanism == "absolute":
+        return []  # a learned table has no shape to speak of
     if mechanism == "rotary":
         return _rotary(root, manifest, method, length)
     return _biased(root, method, length)
@@ -90,6 +98,54 @@ def _replaced(model: PreTrainedModel, method: Replacement, length: int) -> list[
         portrait(method, replace(sizes, bidirectional=not stack.causal), stack.part)
         for stack in stacks
     ]
+
+
+def _placed(model: PreTrainedModel, method: Replacement, length: int) -> list[Portrait]:
+    """What a patch has put in, as it is by now; nothing of a method that puts in nothing."""
+    if isinstance(method, XPos):
+        return _replaced(model, method, length)
+    portraits: list[Portrait] = []
+    for path, module in placed_modules(model).items():
+        part = path.rpartition(".")[0] if model.config.is_encoder_decoder else ""
+        title, target = method_title(method), round(method.factor * length)
+        if isinstance(module, TableModule):
+            portraits.append(
+                TablePortrait(
+                    method=title,
+                    part=part,
+                    length=length,
+                    target=target,
+                    vectors=partial(_vectors, module),
+                    dim=module.geometry.dim,
+                )
+            )
+        elif isinstance(module, BiasModule):
+            layers = module.geometry.num_layers if module.method.per_layer else 1
+            layer = f"layer 1 of {layers}" if layers > 1 else ""
+            portraits.append(
+                BiasPortrait(
+                    method=title,
+                    length=length,
+                    target=target,
+                    part=", ".join(filter(None, (part, layer))),
+                    bias=partial(_placed_curve, module),
+                    bidirectional=module.geometry.bidirectional,
+                )
+            )
+    return portraits
+
+
+@torch.no_grad()
+def _placed_curve(module: BiasModule, distances: Tensor) -> Tensor:
+    """The bias of the first layer. (n,) → (heads, n)"""
+    made: Tensor = module(distances.to(next(module.parameters(), distances).device), 0)
+    return made.double().cpu()
+
+
+@torch.no_grad()
+def _vectors(module: TableModule, positions: Tensor) -> Tensor:
+    made: Tensor = module(positions.to(next(module.parameters(), positions).device))
+    return made.double().cpu()
 
 
 def _geometries(
@@ -146,7 +202,7 @@ def _biased(model: PreTrainedModel, method: Method | None, length: int) -> list[
     target = length if method is None else round(method.factor * length)
     portraits: list[Portrait] = []
     for stack in find_bias_stacks(model):
-        biases = _live(stack, method) or [*stack.biases(method, length).values()]
+        biases = _live(stack, method) or _each_once(stack.biases(method, length).values())
         layer = f", layer 1 of {len(biases)}" if len(biases) > 1 else ""
         part = "" if stack.mechanism == "alibi" else f"{stack.part}{layer}"
         portraits.append(
@@ -160,6 +216,10 @@ def _biased(model: PreTrainedModel, method: Method | None, length: int) -> list[
             )
         )
     return portraits
+
+
+def _each_once(biases: Iterable[ScoreBias]) -> list[ScoreBias]:
+    return list({id(bias): bias for bias in biases}.values())
 
 
 def _live(stack: BiasStack, method: Method | None) -> list[ScoreBias]:

@@ -42,6 +42,11 @@ def placed_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     }
 
 
+def modules_that_train(model: PreTrainedModel) -> list[str]:
+    """Paths of the modules among them that have parameters."""
+    return [path for path, module in placed_modules(model).items() if [*module.parameters()]]
+
+
 def save_placed(model: PreTrainedModel, directory: Path) -> None:
     """Write them beside an adapter; nothing where there are none."""
     held = {name: value.detach().cpu() for name, value in placed_parameters(model).items()}

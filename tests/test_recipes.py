@@ -1,5 +1,7 @@
 """The recipes that ship: every one can be read, and says how to run it; the tiny ones run."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from ropepatch.training.runner import train
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-TINY = [path for path in RECIPES if path.stem.startswith("tiny-")]
+SHORT = [path for path in RECIPES if path.parent.name == "train-short-test-long"]
+TINY = [path for path in RECIPES if path.stem.startswith("tiny-")] + SHORT
 NAMED = {
     "tiny-llama-yarn-4x",
     "tiny-llama-yarn-8x",
@@ -38,7 +41,10 @@ def name(path):
 def opening(path):
     """The comments that a recipe begins with."""
     text = path.read_text(encoding="utf-8")
-    return [line.removeprefix("#").strip() for line in text.split("\nmodel:")[0].splitlines()]
+    return [
+        line.removeprefix("#").strip()
+        for line in re.split(r"\n(?=model:|extends:)", text)[0].splitlines()
+    ]
 
 
 def test_all_recipes_are_there():
@@ -56,7 +62,14 @@ def test_a_recipe_opens_with_its_command_and_what_to_expect(path):
     assert f"ropepatch train recipes/{path.relative_to(ROOT / 'recipes')}" in command
     said = " ".join(rest)
     assert ("Not run here" in said) == (path not in TINY)
-    assert "Expected" in said or path.parent.name == "pretrain"
+    assert "Expected" in said or path.parent.name == "pretrain" or path in SHORT
+
+
+def test_models_that_train_short_differ_in_their_positions_only():
+    recipes = [load_recipe(path) for path in SHORT]
+    rest = {repr(replace(recipe, patch=None, output_dir="")) for recipe in recipes}
+    assert len(rest) == 1
+    assert len({repr(recipe.patch) for recipe in recipes}) == len(recipes) == 13
 
 
 @pytest.mark.parametrize("path", TINY, ids=name)

@@ -6,6 +6,7 @@ from peft import PeftModelForSeq2SeqLM
 from seq2seq_models import seq2seq_model
 from tiny_models import KINDS, tiny_model, token_ids
 
+from ropepatch import patch_model
 from ropepatch.errors import ConfigError
 from ropepatch.training.lora import add_lora
 from ropepatch.training.sections import LoraRecipe
@@ -145,3 +146,18 @@ def test_a_model_without_such_layers_is_refused():
         layer.mlp = torch.nn.Identity()
     with pytest.raises(ConfigError, match="has no such linear layers"):
         add_lora(model, LoraRecipe(targets="mlp"))
+
+
+@pytest.mark.parametrize("method", ["kerple_log", "learned"])
+def test_what_a_patch_puts_in_trains_beside_any_adapter(method):
+    model = add_lora(patch_model(tiny_model("llama"), method, 2), LoraRecipe())
+    own = {name for name in trainable(model) if method in name}
+    assert own
+    assert all("modules_to_save" in name for name in own)
+    model(token_ids(2, 12), labels=token_ids(2, 12)).loss.backward()
+    assert all(model.get_parameter(name).grad.abs().sum() > 0 for name in own)
+
+
+def test_a_patch_without_parameters_adds_none_to_an_adapter():
+    model = add_lora(patch_model(tiny_model("llama"), "sandwich", 2), LoraRecipe())
+    assert all("lora_" in name for name in trainable(model))

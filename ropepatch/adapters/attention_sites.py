@@ -57,16 +57,17 @@ def find_attention(
         return [AttentionModule(names[each], each, heads, True, _NONE) for each in own]
     with _marked(rotary, 1.0):
         plain = _watch(model)
+    weightless = any(call.query.is_meta for call in plain)  # who plans a run has no values yet
     _require_understood(model, plain, why)
     with _marked(rotary, _STEP):
-        marked = _watch(model)
+        marked = plain if weightless else _watch(model)
     return [
         AttentionModule(
             path=names[before.module],
             module=before.module,
             heads=before.query.shape[1],
             causal=bool(getattr(before.module, "is_causal", True)),
-            pairs=_pairs(before.query, after.query),
+            pairs=torch.zeros(1).long() if weightless else _pairs(before.query, after.query),
         )
         for before, after in zip(plain, marked, strict=True)
     ]

@@ -109,6 +109,11 @@ def methods_for(mechanism: str | None = None, *, replacing: bool | None = None) 
     )
 
 
+def replaces(name: str) -> bool:
+    """Whether a method puts another encoding in the place of the checkpoint's, rather than scale it."""
+    return issubclass(method_class(name), Replacement)
+
+
 def serving(mechanism: str) -> str:
     """What there is for a mechanism, as errors end with it."""
     rescale, replace = (", ".join(methods_for(mechanism, replacing=way)) for way in (False, True))

@@ -8,15 +8,19 @@ import yaml
 from ropepatch.errors import ConfigError
 
 
-def read_recipe_file(path: Path) -> dict[str, Any]:
+def read_recipe_file(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The mappings of a file, laid over those of the file that it `extends`, which lies beside it."""
     tree = _read_yaml(path)
     base = tree.pop("extends", None)
     if base is None:
         return tree
-    if not isinstance(base, str) or (path.parent / base).resolve() == path.resolve():
-        raise ConfigError(f"extends in {path} is {base!r}; allowed: the name of another recipe")
-    return _laid_over(read_recipe_file(path.parent / base), tree)
+    above = (*above, path.resolve())
+    if not isinstance(base, str) or (path.parent / base).resolve() in above:
+        raise ConfigError(
+            f"extends in {path} is {base!r}; allowed: the name of another recipe, as long as no two "
+            "extend one another"
+        )
+    return _laid_over(read_recipe_file(path.parent / base, above), tree)
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

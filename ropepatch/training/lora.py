@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ropepatch.errors import ConfigError
+from ropepatch.placed_parameters import modules_that_train
 from ropepatch.training.sections import LoraRecipe, Preset
 
 Targets = Literal["attention", "mlp", "all"]
@@ -93,6 +94,8 @@ def _modules_to_save(model: PreTrainedModel, parts: Parts) -> list[str]:
     saved = [leaves[model.get_input_embeddings()]] if parts.embeddings else []
     if parts.embeddings and not _tied(model):
         saved.append(leaves[model.get_output_embeddings()])
+    # What a patch put in starts from nothing, so it trains whatever else does.
+    saved += sorted({path.rpartition(".")[2] for path in modules_that_train(model)})
     if parts.norms:
         norms = {leaf for module, leaf in leaves.items() if "norm" in type(module).__name__.lower()}
         saved += sorted(norms)

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ropepatch.errors import ConfigError
-from ropepatch.methods.registry import method_class
+from ropepatch.methods.registry import method_class, replaces
 from ropepatch.training.files import read_recipe_file
 from ropepatch.training.mistakes import explain_all, list_mistakes
 from ropepatch.training.sections import (
@@ -84,6 +84,13 @@ class Recipe:
             if self.patch is None and (stage.factor is not None or stage.options):
                 raise ValueError("stages change the factor or options of a patch; give patch, too")
             self.patch_of(stage)
+        factors = self.evaluation is not None and self.evaluation.factors
+        changed = factors or any(stage.factor is not None or stage.options for stage in self.stages)
+        if self.patch is not None and changed and replaces(self.patch.method):
+            raise ValueError(
+                f"stages and evaluation.factors cannot change the patch {self.patch.method!r}: what it "
+                "trains would start anew; leave them out"
+            )
 
     def _check_distributed(self) -> None:
         """What training/distributed.py refuses as well, before a model is there to ask."""
