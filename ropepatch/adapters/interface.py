@@ -7,19 +7,20 @@ stay one value for each key, and what to add to the scores is asked of the atten
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers.masking_utils import eager_mask
 
 from ropepatch.adapters.key_mask import KeyMask, make_key_mask, read_mask, whole_mask
 from ropepatch.attention.biased import Kernel, biased_attention
 from ropepatch.attention.profiles import ScoreProfile
 from ropepatch.attention.score_bias import ScoreBias
-from ropepatch.attention.xpos import STEP, decayed
+from ropepatch.attention.xpos import block_length, decayed
 from ropepatch.errors import PatchError
 from ropepatch.surgery import AttributeChange
 
@@ -39,6 +40,11 @@ class Site:
     kernel: Kernel
     causal: bool
     log_decay: Tensor | None = None  #: (channels,) of xPos
+    block_length: int = field(init=False)  #: queries at a time, with xPos
+
+    def __post_init__(self) -> None:
+        self.block_length = 1 if self.log_decay is None else block_length(self.log_decay)
+
     observer: ScoreProfile | None = None  #: while scores are measured
 
 
@@ -171,13 +177,14 @@ class _Layer:
         if log_decay is None:
             return self._attend(query, key, value, visible, offset)
         blocks = []
-        for start in range(0, query.shape[2], STEP):
-            part = query[:, :, start : start + STEP]
+        step = self.site.block_length
+        for start in range(0, query.shape[2], step):
+            part = query[:, :, start : start + step]
             first = offset + start
             turned = decayed(part, key, log_decay, first, first)
             seen = visible
             if visible is not None and visible.shape[2] > 1:
-                seen = visible[:, :, start : start + STEP]
+                seen = visible[:, :, start : start + step]
             blocks.append(self._attend(*turned, value, seen, first))
         outs, found = zip(*blocks, strict=True)
         rows = None if found[0] is None else torch.cat(found, 2)
@@ -224,4 +231,5 @@ class _Layer:
 AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, make_key_mask)
 AttentionInterface.register(WATCHED, write_down)
-AttentionMaskInterface.register(WATCHED, make_key_mask)
+# Numbers, which attention that computes itself can take; it is then known by not having been seen.
+AttentionMaskInterface.register(WATCHED, eager_mask)

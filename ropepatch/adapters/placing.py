@@ -112,9 +112,11 @@ def _positions(given: dict[str, Any], embeddings: Tensor) -> Tensor:
 class RequireLive:
     """Hook before a stack: its attention is still ours."""
 
-    def __call__(self, stack: PreTrainedModel, *_: object) -> None:
+    def __call__(
+        self, stack: PreTrainedModel, args: object, kwargs: object, *output: object
+    ) -> None:
         name = getattr(stack.config, IMPLEMENTATION)
-        if name != NAME:
+        if name != NAME and not output:
             raise PatchError(
                 f"the attention of {type(stack).__name__} was set to {name!r} after the patch, which "
                 "would leave the patch out; call unpatch_model, set_attn_implementation, patch_model"
@@ -128,8 +130,10 @@ class RequireRoom:
     longest: int  #: tokens
 
     def __call__(
-        self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *_: object
+        self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: object
     ) -> None:
+        if output:
+            return
         given = named_arguments(stack, args, kwargs)
         ids = given.get("input_ids")
         tokens = given.get("inputs_embeds") if ids is None else ids

@@ -152,7 +152,6 @@ def plan_absolute(
         changes += table_changes(stack, method, tables[0].module.embedding_dim, length)
     limited = False
     for table in tables:
-        _require_untouched(table, method)
         forward = table_forward(table, method, stack)
         changes.append(AttributeChange(table.module, forward_attribute(table.module), forward))
         if isinstance(method, Replacement):
@@ -182,13 +181,3 @@ def _stack_of(model: PreTrainedModel, table: PositionTable) -> PreTrainedModel:
     parts = table.path.split(".")
     inner = (model.get_submodule(".".join(parts[:end])) for end in range(len(parts), -1, -1))
     return next(module for module in inner if isinstance(module, PreTrainedModel))
-
-
-def _require_untouched(table: PositionTable, method: Method) -> None:
-    """Raise UnsupportedModelError when an adapter trains a table that would be read no more."""
-    trains = any(hasattr(module, "active_adapter") for module in table.parent.children())
-    if isinstance(method, Replacement) and trains:
-        raise UnsupportedModelError(
-            f"an adapter trains {table.path!r}, which {method.name!r} would put out of use; load the "
-            "model without the adapter, patch it, then train a new one"
-        )

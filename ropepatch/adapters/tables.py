@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ropepatch.adapters.pretrained import text_modules
 from ropepatch.attention.position_modules import require_rows
+from ropepatch.errors import UnsupportedModelError
 from ropepatch.methods import Method
 from ropepatch.methods.replacement import Replacement, TableMethod
 from ropepatch.positions import interpolate_rows
@@ -43,11 +44,21 @@ class PositionTable:
 
 
 def find_tables(model: PreTrainedModel) -> list[PositionTable]:
-    """Every table of positions of the text model, none for models that have another encoding."""
+    """Every table of positions of the text model, none for models that have another encoding.
+
+    Raises UnsupportedModelError for one that an adapter trains.
+    """
     modules = text_modules(model)
     found = []
     for path, module in modules.items():
-        if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in NAMES:
+        if path.rpartition(".")[2] not in NAMES:
+            continue
+        if hasattr(module, "active_adapter"):
+            raise UnsupportedModelError(
+                f"an adapter trains the table of positions {path!r}, which a patch would change; load the "
+                "model without the adapter, patch it, then train a new one"
+            )
+        if isinstance(module, nn.Embedding):
             parent = modules[path.rpartition(".")[0]]
             padding = getattr(module, "padding_idx", None)
             offset = getattr(module, "offset", 0 if padding is None else padding + 1)
