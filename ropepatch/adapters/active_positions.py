@@ -9,24 +9,35 @@ from transformers import PreTrainedModel
 
 from ropepatch.adapters.bias_stacks import find_bias_stacks
 from ropepatch.adapters.biased import BiasedForward, forward_attribute
-from ropepatch.adapters.rotary import find_rotary_modules, frequency_buffer, prefixed
+from ropepatch.adapters.interface import site_of
+from ropepatch.adapters.rotary import (
+    find_rotary_modules,
+    frequency_buffer,
+    has_rotary_modules,
+    prefixed,
+)
+from ropepatch.adapters.tables import find_tables
+from ropepatch.attention.position_modules import TableModule
 from ropepatch.attention.rotary import RotarySite, ScaledRotary
 from ropepatch.attention.row_scales import RowScales
 from ropepatch.attention.score_bias import AlibiBias, ScoreBias
 from ropepatch.errors import UnsupportedModelError
+from ropepatch.methods.replacement import Replacement
 
 
 @torch.no_grad()
 def positions_digest(model: PreTrainedModel, lengths: Sequence[int]) -> str | None:
     """Equal for models whose rows of `lengths` tokens get the same positions, in float32.
 
-    Of rotary models, frequencies and attention factors; of the others, slopes, or tables and which
-    distances use which of their rows. None for a model whose positions are not understood.
+    Of rotary models, frequencies and attention factors; of the others, slopes, tables and which
+    distances or positions use which of their rows; with all that a patch has put in. None for a model whose positions are not understood.
     """
     rows = torch.tensor(lengths, device=model.device)
     try:
-        biases = _active_biases(model)
-        values = [_bias_values(each, rows) for each in biases] or _rotary_values(model, rows)
+        values = [_bias_values(each, rows) for each in _active_biases(model)]
+        if not find_bias_stacks(model):
+            values += _rotary_values(model, rows) if has_rotary_modules(model) else []
+            values += _placed_values(model, int(rows.max()))
     except UnsupportedModelError:
         return None
     # Sorted, as the tables of a stack come in no order.
@@ -41,7 +52,9 @@ def _content(values: Tensor) -> bytes:
 def _active_biases(model: PreTrainedModel) -> list[ScoreBias]:
     """Those that a patch has put in, or else the model's own, each once."""
     forwards = [vars(module).get(forward_attribute(module)) for module in model.modules()]
-    live = {id(each.bias): each.bias for each in forwards if isinstance(each, BiasedForward)}
+    sites = [*filter(None, map(site_of, model.modules()))]
+    carriers = [*sites, *(each for each in forwards if isinstance(each, BiasedForward))]
+    live = {id(each.bias): each.bias for each in carriers}
     found = [bias for bias in live.values() if bias is not None]
     return found or [
         bias for stack in find_bias_stacks(model) for bias in stack.biases(None, 1).values()
@@ -54,6 +67,25 @@ def _bias_values(bias: ScoreBias, rows: Tensor) -> list[Tensor]:
     longest = int(rows.max())
     distances = torch.arange(-longest, longest + 1, device=rows.device)
     return [bias.curve(distances, rows)]
+
+
+def _placed_values(model: PreTrainedModel, longest: int) -> list[list[Tensor]]:
+    """What a patch adds to embeddings or takes from products, and the tables that it leaves."""
+    decays = [site.log_decay for site in map(site_of, model.modules()) if site is not None]
+    values = [[decay] for decay in decays if decay is not None]
+    for module in model.modules():
+        if isinstance(module, TableModule):
+            rows = module.method.longest(module.geometry) or longest
+            places = torch.arange(min(rows, longest), device=model.device)
+            values.append([module(places)])
+    for table in find_tables(model):
+        forward = vars(table.module).get(forward_attribute(table.module))
+        if forward is None:
+            values.append([table.module.weight])
+        elif not isinstance(forward.method, Replacement):
+            places = torch.arange(round(table.rows * forward.method.factor), device=model.device)
+            values.append([forward.vectors(places[None])])
+    return values
 
 
 def _rotary_values(model: PreTrainedModel, rows: Tensor) -> list[list[Tensor]]:
