@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ropepatch.adapters.bias_stacks import find_bias_stacks
 from ropepatch.adapters.biased import BiasedForward, forward_attribute
-from ropepatch.adapters.interface import site_of
+from ropepatch.adapters.interface import Site, site_of
 from ropepatch.adapters.rotary import (
     find_rotary_modules,
     frequency_buffer,
@@ -30,7 +30,8 @@ def positions_digest(model: PreTrainedModel, lengths: Sequence[int]) -> str | No
     """Equal for models whose rows of `lengths` tokens get the same positions, in float32.
 
     Of rotary models, frequencies and attention factors; of the others, slopes, tables and which
-    distances or positions use which of their rows; with all that a patch has put in. None for a model whose positions are not understood.
+    distances or positions use which of their rows; with all that a patch has put in. None
+    for a model whose positions are not understood.
     """
     rows = torch.tensor(lengths, device=model.device)
     try:
@@ -52,8 +53,9 @@ def _content(values: Tensor) -> bytes:
 def _active_biases(model: PreTrainedModel) -> list[ScoreBias]:
     """Those that a patch has put in, or else the model's own, each once."""
     forwards = [vars(module).get(forward_attribute(module)) for module in model.modules()]
-    sites = [*filter(None, map(site_of, model.modules()))]
-    carriers = [*sites, *(each for each in forwards if isinstance(each, BiasedForward))]
+    sites = map(site_of, model.modules())
+    carriers: list[Site | BiasedForward] = [each for each in sites if each is not None]
+    carriers += [each for each in forwards if isinstance(each, BiasedForward)]
     live = {id(each.bias): each.bias for each in carriers}
     found = [bias for bias in live.values() if bias is not None]
     return found or [
