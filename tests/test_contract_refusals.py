@@ -23,11 +23,6 @@ IDS = token_ids(2, 24)
 SMALL = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
-def gpt2():
-    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**SMALL, **sizes))
-
-
 def gptj():
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "rotary_dim": 4}
     return transformers.GPTJForCausalLM(transformers.GPTJConfig(**SMALL, **sizes))
@@ -71,7 +66,6 @@ def tampered_llama():
 
 
 REFUSED = {
-    gpt2: "no rotary module; found transformer.wpe",
     gptj: "no rotary module",
     longt5: "LongT5.*Attention at .* has relative biases of another kind",
     deepseek_v2: "DeepseekV2RotaryEmbedding at 'model.rotary_emb' returns something else",
