@@ -68,6 +68,11 @@ class Evaluation:
         return max(fitting, default=None)
 
     @property
+    def within_trained(self) -> Bin:
+        """The tokens within the trained length, as far as windows go."""
+        return 1, min(self.trained_length, self.edges[-1])
+
+    @property
     def bins(self) -> tuple[Bin, ...]:
         """The position bins, from the start of the window to its end."""
         return tuple(pairwise(self.edges))
@@ -125,7 +130,7 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
     def difference(first: Floats, second: Floats) -> Interval:
         return paired_difference(first, second, before.documents, seed=before.seed)
 
-    trained = (1, min(before.trained_length, before.edges[-1]))
+    within = before.within_trained
     return Comparison(
         before=before.label,
         after=after.label,
@@ -134,7 +139,7 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
             for length in before.lengths
         },
         bin_losses={b: difference(before.bin_means(b), after.bin_means(b)) for b in before.bins},
-        within_trained=difference(before.bin_means(trained), after.bin_means(trained)),
+        within_trained=difference(before.bin_means(within), after.bin_means(within)),
         tasks={
             task: {
                 length: paired_score(scores, after.tasks[task][length], before.seed)

@@ -17,13 +17,19 @@ from ropepatch.evals.claims import PRICE_TOLERANCE
 from ropepatch.evals.context_use import UnusedContext, unused_context
 from ropepatch.evals.effective_length import EffectiveLength, absolute_length, relative_length
 from ropepatch.evals.evaluation import Comparison, Evaluation, compare
-from ropepatch.evals.significance import bounded, holm, p_above, p_higher
-from ropepatch.evals.statistics import CONFIDENCE, Floats, Interval, paired_difference
+from ropepatch.evals.significance import (
+    LEVEL,
+    are_too_few,
+    bounded_change,
+    holm,
+    p_above,
+    p_below,
+    p_higher,
+)
+from ropepatch.evals.statistics import Interval, paired_difference
 from ropepatch.evals.wording import show_interval, task_name
 
 Word = Literal["improved", "no evidence", "regressed"]
-
-_LEVEL = (1 - CONFIDENCE) / 2
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Finding:
     @property
     def shown(self) -> bool:
         """Whether it is more than chance makes of equal models."""
-        return self.p <= _LEVEL
+        return self.p <= LEVEL
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,8 @@ def _beyond(base: Evaluation) -> list[int]:
 
 def _harms(base: Evaluation, candidate: Evaluation, differences: Comparison) -> list[Finding]:
     """Everything that may have become worse, with how likely equal models would look so."""
-    within = (1, min(base.trained_length, base.edges[-1]))
-    price = _change(base.bin_means(within), candidate.bin_means(within))
+    within = base.within_trained
+    price = bounded_change(base.bin_means(within), candidate.bin_means(within))
     tested = [
         _loss_finding(
             base,
@@ -118,7 +124,7 @@ def _harms(base: Evaluation, candidate: Evaluation, differences: Comparison) -> 
         )
     ]
     for length, interval in differences.target_losses.items():
-        change = _change(base.target_means(length), candidate.target_means(length))
+        change = bounded_change(base.target_means(length), candidate.target_means(length))
         p = p_above(change, base.documents, PRICE_TOLERANCE, seed=base.seed)
         text = f"loss of the same tokens in {length}"
         tested.append(_loss_finding(base, length, interval, p, text))
@@ -139,7 +145,7 @@ def _gains(base: Evaluation, candidate: Evaluation, differences: Comparison) -> 
         now = candidate.target_means(length)
         # A base that reads on by itself was no worse off: both have to be beaten.
         p = max(
-            p_above(_change(now, before), base.documents, seed=base.seed)
+            p_below(bounded_change(before, now), base.documents, seed=base.seed)
             for before in (had, base.target_means(length))
         )
         text = f"loss of the same tokens in {length} against the base's in {base.reference_length}"
@@ -167,11 +173,6 @@ def _refuted_lengths(base: Evaluation, candidate: Evaluation) -> set[int]:
 def _is_too_high(gain: Interval) -> bool:
     """Whether a loss is surely more than kept, or, of one document, whether it is; or is no number."""
     return not (gain.low if gain.bounded else gain.value) <= PRICE_TOLERANCE
-
-
-def _change(before: Floats, after: Floats) -> Floats:
-    """`after` minus `before`, where a model that gives no numbers is worse than any that does."""
-    return bounded(after) - bounded(before)
 
 
 def _loss_finding(
@@ -223,8 +224,8 @@ def _without_evidence(base: Evaluation, harms: list[Finding], gains: list[Findin
     """How near it was, and whether so few documents could have shown anything."""
     reasons = ["nothing is worse or better than equal models would be by chance"]
     tests = max(len(harms), len(gains))
-    documents = len(set(base.documents.tolist()))
-    if tests * 0.5**documents > _LEVEL:
+    if are_too_few(base.documents, tests):
+        documents = len(set(base.documents.tolist()))
         reasons.append(
             f"{documents} documents cannot show a difference of losses at {tests} places; add documents"
         )
