@@ -97,9 +97,7 @@ def _answers(stage: Evaluation, task: str, length: int) -> Claim:
     if task == "kv":
         question = f"Is a value found again in {length} tokens?"
     if accuracy is None:
-        not_asked = stage.configuration.get("not_asked")
-        reason = not_asked.get(task) if isinstance(not_asked, dict) else None
-        detail = str(reason or f"no prompts of {length} tokens")
+        detail = stage.not_asked.get(task, f"no prompts of {length} tokens")
         return Claim(question, "not measured", None, "of prompts", detail)
     chance = stage.tasks[task][length].chance
     within = stage.score(task, stage.reference_length)

@@ -95,9 +95,7 @@ def _tasks(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def _without_tasks(evaluation: Evaluation) -> str:
-    not_asked = evaluation.configuration.get("not_asked")
-    reasons = not_asked.values() if isinstance(not_asked, dict) else ()
-    return "; ".join(map(str, reasons)) or "no task was asked at every length"
+    return "; ".join(evaluation.not_asked.values()) or "no task was asked at every length"
 
 
 def _mean_scores(evaluation: Evaluation, tasks: tuple[str, ...]) -> Floats:

@@ -68,6 +68,12 @@ class Evaluation:
         return max(fitting, default=None)
 
     @property
+    def not_asked(self) -> dict[str, str]:
+        """Why prompts are missing, by task, or by task and length."""
+        reasons = self.configuration.get("not_asked")
+        return {k: str(v) for k, v in reasons.items()} if isinstance(reasons, dict) else {}
+
+    @property
     def within_trained(self) -> Bin:
         """The tokens within the trained length, as far as windows go."""
         return 1, min(self.trained_length, self.edges[-1])

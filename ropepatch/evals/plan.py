@@ -97,7 +97,7 @@ def _questions(
     asked: dict[str, Mapping[int, list[Prompt]]] = {}
     not_asked: dict[str, str] = {}
     if protocol.prompts == 0:
-        return {}, dict.fromkeys(names, "not asked for")
+        return {}, {}
     for name in [task.name for task in expand(names, source)]:
         try:
             made = make_prompts(

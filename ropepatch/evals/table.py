@@ -87,13 +87,12 @@ def _scores(stages: Sequence[Evaluation], task: str) -> Table:
 def _differences(comparison: Comparison) -> Table:
     title = f"{comparison.after} minus {comparison.before} (paired) [95 %]"
     table = _table(title)
-    tasks = list(comparison.tasks) or ["kv"]
-    for column in ("tokens", "loss, nats per token", *map(task_name, tasks)):
+    for column in ("tokens", "loss, nats per token", *map(task_name, comparison.tasks)):
         table.add_column(column, justify="right")
     for length, loss in comparison.target_losses.items():
         scores = [
-            show_interval(comparison.tasks.get(task, {}).get(length), digits=2, signed=True)
-            for task in tasks
+            show_interval(by_length.get(length), digits=2, signed=True)
+            for by_length in comparison.tasks.values()
         ]
         table.add_row(str(length), show_interval(loss, signed=True), *scores)
     return table

@@ -37,8 +37,9 @@ def show_interval(interval: Interval | None, *, digits: int = 3, signed: bool = 
 
 
 def tasks_of(stages: Sequence[Evaluation]) -> list[str]:
-    """Every task that was asked of a stage; key–value retrieval, to say so, where there is none."""
-    return list(dict.fromkeys(task for stage in stages for task in stage.tasks)) or ["kv"]
+    """Every task that was asked of a stage; where none was, those that could not be, to say so."""
+    asked = dict.fromkeys(task for stage in stages for task in stage.tasks)
+    return list(asked or dict.fromkeys(task for stage in stages for task in stage.not_asked))
 
 
 def task_name(task: str) -> str:
