@@ -32,6 +32,7 @@ LAYERS = (
     "training",
     "description",
     "evaluation_arguments",
+    "evaluation_candidates",
     "evaluation_commands",
     "demo",
     "arguments",
