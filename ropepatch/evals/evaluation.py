@@ -62,10 +62,30 @@ class Evaluation:
     @property
     def extended_length(self) -> int | None:
         """The longest measured length that the active patch is made for."""
-        patch = self.configuration.get("patch")
-        target = patch.get("max_position_embeddings") if isinstance(patch, dict) else None
+        target = self.patch.get("max_position_embeddings")
         fitting = [n for n in self.lengths if isinstance(target, int | float) and n <= target]
         return max(fitting, default=None)
+
+    @property
+    def made_for(self) -> int:
+        """The longest measured length that the active patch is made for; of all if none says."""
+        return self.extended_length or self.lengths[-1]
+
+    @property
+    def lengths_beyond(self) -> tuple[int, ...]:
+        """The measured lengths above the trained one."""
+        return tuple(length for length in self.lengths if length > self.trained_length)
+
+    @property
+    def lengths_gained(self) -> tuple[int, ...]:
+        """Those of them that the active patch is made for."""
+        return tuple(length for length in self.lengths_beyond if length <= self.made_for)
+
+    @property
+    def patch(self) -> Mapping[str, Json]:
+        """The active patch as the configuration has it; empty without one."""
+        patch = self.configuration.get("patch")
+        return patch if isinstance(patch, dict) else {}
 
     @property
     def not_asked(self) -> dict[str, str]:

@@ -71,14 +71,11 @@ def method_grid(stages: Sequence[Evaluation], rows: Sequence[CandidateRow]) -> G
 
 
 def _row(stage: Evaluation, verdict: Verdict) -> CandidateRow:
-    length = stage.extended_length
-    if length not in verdict.gains:
-        length = max(verdict.gains, default=None)
     return CandidateRow(
         label=verdict.candidate,
         word=verdict.word,
         sign=SIGNS[verdict.word],
-        gain=_gain(verdict, length),
+        gain=_gain(verdict, stage.made_for),
         price=cell(verdict.price, signed=True),
         relative=_effective(verdict.relative),
         absolute=_effective(verdict.absolute),
@@ -86,8 +83,8 @@ def _row(stage: Evaluation, verdict: Verdict) -> CandidateRow:
     )
 
 
-def _gain(verdict: Verdict, length: int | None) -> TableCell:
-    if length is None:
+def _gain(verdict: Verdict, length: int) -> TableCell:
+    if length not in verdict.gains:
         return TableCell(MISSING)
     shown = cell(verdict.gains[length], signed=True)
     return TableCell(shown.value, f"{shown.ends} at {length}")

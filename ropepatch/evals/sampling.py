@@ -79,12 +79,10 @@ def parse_time(text: str) -> float:
 
 
 def _differences(base: Evaluation, other: Evaluation | None) -> Sequence[Interval]:
-    beyond = [length for length in base.lengths if length > base.trained_length]
     if other is None:
         return [base.context_gain(length) for length in base.lengths[1:]]
-    made_for = other.extended_length or base.lengths[-1]
-    within = extension_gain(base, other, base.reference_length)
-    return [within, *(extension_gain(base, other, n) for n in beyond if n <= made_for)]
+    lengths = (base.reference_length, *other.lengths_gained)
+    return [extension_gain(base, other, length) for length in lengths]
 
 
 def _half(interval: Interval) -> float:

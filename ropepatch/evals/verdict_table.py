@@ -92,7 +92,7 @@ def show_length(length: EffectiveLength) -> str:
 
 
 def _cells(stage: Evaluation, verdict: Verdict | None) -> list[str | Text]:
-    length = stage.extended_length or stage.lengths[-1]
+    length = stage.made_for
     score = _score(stage, length)
     effective = show_length(relative_length(stage))
     if verdict is None:
