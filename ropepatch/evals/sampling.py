@@ -8,11 +8,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from ropepatch.errors import ConfigError
 from ropepatch.evals.evaluation import Evaluation
-from ropepatch.evals.statistics import CONFIDENCE, Interval
+from ropepatch.evals.statistics import Interval, Z
 from ropepatch.evals.verdict import extension_gain
 
 PILOT = 16  #: windows, and prompts of each task and length, for the spread; all of them count
@@ -44,8 +43,7 @@ def counts_for_width(stages: Sequence[Evaluation], half: float, room: int) -> Co
     widest = max(map(_half, found), default=math.inf)
     wanted = len(base.documents) * (widest / half) ** 2
     windows = room if not math.isfinite(wanted) else math.ceil(wanted)
-    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    prompts = math.ceil(z * z * max(map(_variance, stages)) / (half * half))
+    prompts = math.ceil(Z * Z * max(map(_variance, stages)) / (half * half))
     return Counts(min(max(windows, PILOT), room), min(max(prompts, PILOT), MOST_PROMPTS))
 
 

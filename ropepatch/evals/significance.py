@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ropepatch.errors import DataError
-from ropepatch.evals.statistics import CONFIDENCE, Floats
+from ropepatch.evals.statistics import TAILS, Floats
 
-LEVEL = (1 - CONFIDENCE) / 2  #: of a one-sided test
+LEVEL = TAILS[0]  #: of a one-sided test
 _ALL_FLIPS = 14  #: clusters up to which every one of the 2ⁿ sign patterns is tried
 _FLIPS = 20_000  #: drawn beyond that; the smallest p-value is then 5e-5
 #: Losses and differences of a model that gives no numbers count as this many nats.

@@ -15,7 +15,7 @@ from ropepatch.evals.effective_length import (
 )
 from ropepatch.evals.evaluation import Evaluation
 from ropepatch.evals.perplexity import difference_to_base
-from ropepatch.evals.statistics import Interval, bootstrap_mean_of_tasks
+from ropepatch.evals.statistics import Interval, mean_of_tasks
 from ropepatch.evals.verdict import Verdict
 from ropepatch.evals.wording import MISSING, show_interval, task_name
 
@@ -125,7 +125,7 @@ def _score(stage: Evaluation, length: int) -> str:
         score, what = stage.score(name, length), task_name(name)
     else:
         scores = [each.scores for each in asked.values()]
-        score, what = bootstrap_mean_of_tasks(scores, seed=stage.seed), f"{len(asked)} tasks"
+        score, what = mean_of_tasks(scores, seed=stage.seed), f"{len(asked)} tasks"
     shown = show_interval(score, digits=2).replace(" ", "\n")
     return f"{shown}\n{what}\nin {length}"
 
