@@ -15,6 +15,7 @@ from ropepatch.evals import Evaluation, Plan, plan_evaluation, print_table, writ
 from ropepatch.evals.candidates import Candidate, Tell, measure_candidates, reading_work
 from ropepatch.evals.ledger import protocol_settings
 from ropepatch.evals.perplexity_plan import PerplexityPlan, plan_perplexity
+from ropepatch.evals.perplexity_table import print_perplexities
 from ropepatch.evals.pilot import Pilot, run_pilot
 from ropepatch.evals.results import write_results
 from ropepatch.evals.runner import work_left
@@ -29,7 +30,7 @@ from ropepatch.evals.sampling import (
     require_width,
 )
 from ropepatch.evals.verdict import judge
-from ropepatch.evals.verdict_table import print_perplexities, print_verdicts
+from ropepatch.evals.verdict_table import print_verdicts
 from ropepatch.evals.windows import window_rooms
 from ropepatch.evaluation_arguments import parse_factors, parse_lengths, parse_questions
 from ropepatch.evaluation_candidates import fingerprint, named_candidates

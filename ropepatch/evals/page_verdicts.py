@@ -8,7 +8,7 @@ from ropepatch.evals.evaluation import Evaluation
 from ropepatch.evals.page_tables import TableCell, cell
 from ropepatch.evals.patches import factor_of, method_of
 from ropepatch.evals.verdict import Verdict
-from ropepatch.evals.wording import MISSING
+from ropepatch.evals.wording import MISSING, show_length
 
 SIGNS = {"improved": "✓", "no evidence": "?", "regressed": "✗"}
 
@@ -91,8 +91,5 @@ def _gain(verdict: Verdict, length: int) -> TableCell:
 
 
 def _effective(length: EffectiveLength) -> TableCell:
-    """ "≥" where the longest measured length still passes."""
-    if length.value is None:
-        return TableCell(MISSING, "not measurable")
-    sign = "≥ " if length.value == length.longest else ""
-    return TableCell(f"{sign}{length.value}", f"[{length.low}, {length.high}]")
+    value, *ends = show_length(length)
+    return TableCell(value, ends[0] if ends else "not measurable")
