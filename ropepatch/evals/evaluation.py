@@ -36,9 +36,7 @@ class Evaluation:
     documents: NDArray[np.int64]  #: (windows,) document of each window, the unit of the bootstrap
     target_losses: Mapping[int, NDArray[np.float32]]  #: by length, (windows, targets), in nats
     position_losses: NDArray[np.float32]  #: (windows, longest − 1), see losses.py, in nats
-    tasks: Mapping[
-        str, Mapping[int, TaskScores]
-    ]  #: by name and length; what was not asked is absent
+    tasks: Mapping[str, Mapping[int, TaskScores]]  #: by name and length, those that were asked
     protocol: str  #: equal for two evaluations that read the same tokens
     configuration: Mapping[str, Json]
     seed: int = 0

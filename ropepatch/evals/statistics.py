@@ -38,6 +38,11 @@ class Interval:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 
+def finite_or_none(number: float | None) -> float | None:
+    """A number as JSON can hold it."""
+    return number if number is not None and math.isfinite(number) else None
+
+
 def wilson(successes: int, trials: int) -> Interval:
     """A rate with Wilson's score interval (1927), which stays honest at 0 and at 1."""
     if not 0 <= successes <= trials or trials == 0:
