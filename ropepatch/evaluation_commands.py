@@ -1,7 +1,6 @@
 """`ropepatch eval` and `ropepatch compare`: the first is the second without candidates."""
 
 import argparse
-import hashlib
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,16 +12,10 @@ from ropepatch.corpus import Document, RetrievalVocabulary, load_documents
 from ropepatch.description import require_length
 from ropepatch.errors import ConfigError, DataError, UnsupportedModelError
 from ropepatch.evals import Evaluation, Plan, plan_evaluation, print_table, write_report
-from ropepatch.evals.candidates import (
-    Candidate,
-    Tell,
-    check_adapter,
-    measure_candidates,
-    method_candidates,
-    reading_work,
-)
+from ropepatch.evals.candidates import Candidate, Tell, measure_candidates, reading_work
 from ropepatch.evals.ledger import protocol_settings
 from ropepatch.evals.perplexity_plan import PerplexityPlan, plan_perplexity
+from ropepatch.evals.perplexity_table import print_perplexities
 from ropepatch.evals.pilot import Pilot, run_pilot
 from ropepatch.evals.results import write_results
 from ropepatch.evals.runner import work_left
@@ -37,9 +30,10 @@ from ropepatch.evals.sampling import (
     require_width,
 )
 from ropepatch.evals.verdict import judge
-from ropepatch.evals.verdict_table import print_perplexities, print_verdicts
+from ropepatch.evals.verdict_table import print_verdicts
 from ropepatch.evals.windows import window_rooms
 from ropepatch.evaluation_arguments import parse_factors, parse_lengths, parse_questions
+from ropepatch.evaluation_candidates import fingerprint, named_candidates
 from ropepatch.patch import mechanism_of
 from ropepatch.terminal import ShareProgress, silence_transformers
 from ropepatch.training.pretrained import open_model, open_tokenizer
@@ -127,24 +121,12 @@ class _Run:
         return stages, plan
 
     def _candidates(self) -> list[Candidate]:
-        found = [Candidate(_label(self.name))]
-        for source in self.options.models[1:]:
-            candidate = Candidate(_label(source), source=source)
-            if candidate.is_adapter:
-                check_adapter(Path(source))
-            elif open_tokenizer(source).get_vocab() != self.tokenizer.get_vocab():
-                raise ConfigError(
-                    f"{source} has another tokenizer than {self.name}, so that they do not read the same "
-                    "tokens; measure each by itself (ropepatch eval --tasks ppl) and compare bits per byte"
-                )
-            found.append(candidate)
-        methods = [name for name in self.options.methods.split(",") if name]
-        factors = parse_factors(self.options.factors)
-        found += method_candidates(self.base, methods, factors, self.trained)
-        labels = [candidate.label for candidate in found]
-        if len(set(labels)) < len(labels):
-            raise ConfigError(f"models need names of their own; found {', '.join(labels)}")
-        return found
+        options = self.options
+        methods = [name for name in options.methods.split(",") if name]
+        factors = parse_factors(options.factors)
+        return named_candidates(
+            options.models, self.base, self.tokenizer, methods, factors, self.trained
+        )
 
     def _tasks(self) -> list[str]:
         """Those that were asked for; else key–value retrieval, or needles without its tokens."""
@@ -264,32 +246,11 @@ class _Run:
         }
         return {
             "measured": measured,
-            "models": {each.label: self._fingerprint(each) for each in self.candidates},
+            "models": {each.label: fingerprint(each, self.name) for each in self.candidates},
             "dtype": str(self.root.dtype),
             "ropepatch": __version__,
             "protocol": plan.digest(),
         }
-
-    def _fingerprint(self, candidate: Candidate) -> str:
-        """Changes when another model is at the same place."""
-        files = _files(candidate.source or self.name)
-        return hashlib.sha256(repr((asdict(candidate), files)).encode()).hexdigest()[:16]
-
-
-def _label(source: str) -> str:
-    """A directory's last name, after its parent's where training named it."""
-    here = Path(source)
-    if not here.is_dir():
-        return source
-    here = here.resolve()
-    return f"{here.parent.name}/{here.name}" if here.name == "final" else here.name
-
-
-def _files(source: str) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of a checkpoint's files; none of one on the Hub."""
-    here = Path(source)
-    found = sorted(here.iterdir()) if here.is_dir() else []
-    return [(each.name, (stat := each.stat()).st_size, stat.st_mtime_ns) for each in found]
 
 
 def _require_directory(path: Path) -> None:

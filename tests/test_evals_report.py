@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_evaluations import made_evaluation
 from rich.console import Console
 
 from ropepatch.errors import RopepatchError
@@ -257,12 +256,3 @@ def test_terminal_shows_the_same_numbers_within_eighty_columns():
 def test_report_without_stages_is_refused(tmp_path):
     with pytest.raises(RopepatchError, match="at least one evaluated stage"):
         write_report([], [], tmp_path, title="t")
-
-
-def test_every_task_that_was_asked_is_a_question():
-    stage = made_evaluation(tasks=("needle", "vt"), rates=(0.9, 0.9, 0.9, 0.0))
-    asked = [(claim.question, claim.verdict) for claim in headline([stage])[1:]]
-    assert asked == [
-        ("Is needle answered in 1024 tokens?", "no"),
-        ("Is vt answered in 1024 tokens?", "no"),
-    ]

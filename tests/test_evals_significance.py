@@ -7,7 +7,6 @@ import pytest
 
 from ropepatch.errors import DataError
 from ropepatch.evals.significance import holm, mcnemar, p_above, p_higher
-from ropepatch.evals.statistics import bootstrap_mean_of_tasks
 
 #: One tail of the binomial with p = 1/2, from published tables (cumulative, n and at least k).
 BINOMIAL = [(5, 0, 1 / 32), (8, 2, 0.0547), (10, 0, 1 / 1024), (9, 1, 0.0107), (15, 5, 0.0207)]
@@ -92,25 +91,6 @@ def test_holm_keeps_one_and_none_as_they_are():
     assert holm({1: 0.2}) == {1: 0.2}
     assert holm({}) == {}
     assert holm({1: 0.7, 2: 0.8}) == {1: 1.0, 2: 1.0}
-
-
-def test_mean_of_tasks_weighs_every_task_the_same():
-    few, many = np.array([1.0, 0.0]), np.ones(100)
-    assert bootstrap_mean_of_tasks([few, many]).value == 0.75
-
-
-def test_spread_of_the_mean_of_tasks_is_that_of_independent_tasks():
-    rng = np.random.default_rng(1)
-    tasks = [(rng.random(300) < rate).astype(float) for rate in (0.2, 0.5, 0.9)]
-    interval = bootstrap_mean_of_tasks(tasks)
-    variance = sum(task.var() / 300 for task in tasks) / 9
-    half = (interval.high - interval.low) / 2
-    assert half == pytest.approx(1.96 * math.sqrt(variance), rel=0.06)
-
-
-def test_no_tasks_have_no_mean():
-    with pytest.raises(DataError, match="have no mean"):
-        bootstrap_mean_of_tasks([])
 
 
 def test_scores_of_different_prompts_are_not_paired():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ropepatch.errors import DataError
-from ropepatch.evals.statistics import bootstrap_mean, paired_difference, wilson
+from ropepatch.evals.statistics import bootstrap_mean, mean_of_tasks, paired_difference, wilson
 
 #: By hand from Wilson's formula with z = 1.959964: (p + z²/2n ± z·sqrt(p(1−p)/n + z²/4n²)) / (1 + z²/n)
 WILSON = [
@@ -100,3 +100,33 @@ def test_nothing_has_no_mean():
 def test_values_of_different_counts_are_not_paired():
     with pytest.raises(DataError, match="cannot be paired"):
         paired_difference(np.zeros(3), np.zeros(4), np.arange(3))
+
+
+def test_mean_of_tasks_weighs_every_task_the_same():
+    few, many = np.array([1.0, 0.0]), np.ones(100)
+    assert mean_of_tasks([few, many]).value == 0.75
+
+
+def test_spread_of_the_mean_of_tasks_is_that_of_independent_tasks():
+    rng = np.random.default_rng(1)
+    tasks = [(rng.random(300) < rate).astype(float) for rate in (0.2, 0.5, 0.9)]
+    interval = mean_of_tasks(tasks)
+    variance = sum(task.var() / 300 for task in tasks) / 9
+    half = (interval.high - interval.low) / 2
+    assert half == pytest.approx(1.96 * math.sqrt(variance), rel=0.06)
+
+
+def test_no_tasks_have_no_mean():
+    with pytest.raises(DataError, match="have no mean"):
+        mean_of_tasks([])
+
+
+def test_tasks_that_are_all_right_are_not_certain():
+    # Jeffreys' posterior of one right answer is Beta(3/2, 1/2), whose share below x = sin²θ is
+    # (2θ − sin 2θ)/π: 2.5 % at θ = 0.393.
+    one = mean_of_tasks([np.ones(1)])
+    assert one.low == pytest.approx(math.sin(0.393) ** 2, rel=0.15)
+    # The spread of independent tasks shrinks with the root of their number.
+    many = mean_of_tasks([np.ones(4)] * 11)
+    assert (many.value, many.high) == (1.0, 1.0)
+    assert 0.8 < many.low < 0.95

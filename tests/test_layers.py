@@ -40,6 +40,7 @@ LAYERS = (
     "pictures",
     "inspection_arguments",
     "evaluation_arguments",
+    "evaluation_candidates",
     "evaluation_commands",
     "demo",
     "arguments",

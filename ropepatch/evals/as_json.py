@@ -1,10 +1,8 @@
 """Intervals and verdicts as JSON, alike in every file that is written."""
 
-import math
-
 from ropepatch.evals.effective_length import EffectiveLength
 from ropepatch.evals.evaluation import Json
-from ropepatch.evals.statistics import Interval
+from ropepatch.evals.statistics import Interval, finite_or_none
 from ropepatch.evals.verdict import Verdict
 
 
@@ -13,7 +11,7 @@ def interval_json(interval: Interval | None) -> Json:
     if interval is None:
         return None
     ends = {"value": interval.value, "low": interval.low, "high": interval.high}
-    return {name: number if math.isfinite(number) else None for name, number in ends.items()}
+    return {name: finite_or_none(number) for name, number in ends.items()}
 
 
 def verdict_json(verdict: Verdict) -> dict[str, Json]:

@@ -27,9 +27,7 @@ from ropepatch.methods.registry import method_class
 from ropepatch.patch import list_methods, patch_info, patched, unpatch_model
 
 Load = Callable[[str], nn.Module]  #: a model from a checkpoint's directory or name
-Tell = Callable[
-    [str, float], None
-]  #: told what is measured, and the share of the work that is done
+Tell = Callable[[str, float], None]  #: told what is measured, and the share of the work done
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from ropepatch.evals.drawing import INK, SERIES, Chart, Panel, as_svg, inline, style
 from ropepatch.evals.evaluation import Evaluation
 from ropepatch.evals.patches import by_method
-from ropepatch.evals.statistics import Interval, bootstrap_mean_of_tasks
+from ropepatch.evals.statistics import Interval, mean_of_tasks
 from ropepatch.evals.wording import task_name, tasks_of
 
 _MARKERS = ("o", "s", "^", "D", "v")
@@ -129,7 +129,7 @@ def _mean_score(stage: Evaluation, tasks: Sequence[str], length: int) -> Interva
         return stage.score(tasks[0], length)
     asked = [stage.asked(task, length) for task in tasks]
     scores = [each.scores for each in asked if each is not None]
-    return bootstrap_mean_of_tasks(scores, seed=stage.seed) if len(scores) == len(tasks) else None
+    return mean_of_tasks(scores, seed=stage.seed) if len(scores) == len(tasks) else None
 
 
 def _chart(stages: Sequence[Evaluation], kind: _Kind, caption: str) -> Chart:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ropepatch.errors import DataError
-from ropepatch.evals.evaluation import Comparison, Evaluation, compare
-from ropepatch.evals.statistics import Interval
+from ropepatch.evals.evaluation import Evaluation, compare
+from ropepatch.evals.significance import LEVEL, are_too_few, bounded_change, p_above, p_below
+from ropepatch.evals.statistics import Floats, Interval
 from ropepatch.evals.wording import tasks_of
 
 Reply = Literal["yes", "no", "unclear", "not measured"]
@@ -43,7 +44,7 @@ def headline(stages: Sequence[Evaluation], checks: Sequence[Check] = ()) -> list
     length = extended_length(stages)
     claims = [_context_helps(last, length)]
     if len(stages) > 1:
-        claims.append(_short_context_kept(compare(first, last), last))
+        claims.append(_short_context_kept(first, last))
     claims += [_answers(last, task, length) for task in tasks_of([last])]
     return claims + [_checked(check) for check in checks]
 
@@ -61,27 +62,31 @@ def multiple(stage: Evaluation, length: int) -> str:
 
 def _context_helps(stage: Evaluation, length: int) -> Claim:
     gain = stage.context_gain(length)
+    short = stage.target_means(stage.reference_length)
+    change = bounded_change(short, stage.target_means(length))
     return Claim(
         question=f"Does a longer context help, up to {length} tokens?",
-        verdict=_below(gain, 0.0),
+        verdict=_below(gain, change, stage, 0.0),
         interval=gain,
         unit="nats per token",
         detail=(
             f"loss of the same tokens in windows of {length} minus {stage.reference_length} "
-            f"tokens, {stage.label}; below 0 is better"
+            f"tokens, {stage.label}; below 0 is better{_if_too_few(stage)}"
         ),
     )
 
 
-def _short_context_kept(comparison: Comparison, stage: Evaluation) -> Claim:
+def _short_context_kept(base: Evaluation, stage: Evaluation) -> Claim:
+    price, within = compare(base, stage).within_trained, base.within_trained
+    change = bounded_change(base.bin_means(within), stage.bin_means(within))
     return Claim(
         question=f"Is the loss within the trained {stage.trained_length} tokens kept?",
-        verdict=_below(comparison.within_trained, PRICE_TOLERANCE),
-        interval=comparison.within_trained,
+        verdict=_below(price, change, stage, PRICE_TOLERANCE),
+        interval=price,
         unit="nats per token",
         detail=(
-            f"loss of tokens within {stage.trained_length}, {comparison.after} minus "
-            f"{comparison.before}; kept means less than {PRICE_TOLERANCE} more"
+            f"loss of tokens within {stage.trained_length}, {stage.label} minus {base.label}; "
+            f"kept means less than {PRICE_TOLERANCE} more{_if_too_few(stage)}"
         ),
     )
 
@@ -92,19 +97,14 @@ def _answers(stage: Evaluation, task: str, length: int) -> Claim:
     if task == "kv":
         question = f"Is a value found again in {length} tokens?"
     if accuracy is None:
-        not_asked = stage.configuration.get("not_asked")
-        reason = not_asked.get(task) if isinstance(not_asked, dict) else None
-        detail = str(reason or f"no prompts of {length} tokens")
+        detail = stage.not_asked.get(task, f"no prompts of {length} tokens")
         return Claim(question, "not measured", None, "of prompts", detail)
     chance = stage.tasks[task][length].chance
-    verdict: Reply = "yes" if accuracy.low > chance else "no"
-    if accuracy.low <= chance <= accuracy.high:
-        verdict = "unclear"
     within = stage.score(task, stage.reference_length)
     near = f", {within.value:.3f} in {stage.reference_length} tokens" if within else ""
     return Claim(
         question=question,
-        verdict=verdict,
+        verdict=_above_chance(accuracy, chance),
         interval=accuracy,
         unit="of prompts",
         detail=f"right answers, {stage.label}; chance is {chance:.3f}{near}",
@@ -118,10 +118,26 @@ def _checked(check: Check) -> Claim:
     return Claim(check.question, verdict, None, "", check.detail)
 
 
-def _below(interval: Interval, bound: float) -> Reply:
-    """Whether the whole interval lies below `bound`."""
-    if not interval.bounded:
-        return "unclear"
-    if interval.high < bound:
+def _above_chance(score: Interval, chance: float) -> Reply:
+    """Whether a score is above what guessing gives; "unclear" where its interval holds both."""
+    if score.low > chance:
         return "yes"
-    return "no" if interval.low > bound else "unclear"
+    # No interval lies below a chance of 0, but what cannot be guessed and was never right is a no.
+    return "no" if score.high < chance or score.value == chance == 0.0 else "unclear"
+
+
+def _below(interval: Interval, change: Floats, stage: Evaluation, bound: float) -> Reply:
+    """Whether the mean of `change` (windows,) lies below `bound`; `interval` is its own.
+
+    Both are asked, as the interval of a few documents is too narrow, see significance.py.
+    """
+    documents, seed = stage.documents, stage.seed
+    if interval.high < bound and p_below(change, documents, bound, seed=seed) <= LEVEL:
+        return "yes"
+    if interval.low > bound and p_above(change, documents, bound, seed=seed) <= LEVEL:
+        return "no"
+    return "unclear"
+
+
+def _if_too_few(stage: Evaluation) -> str:
+    return "; these are too few documents to tell" if are_too_few(stage.documents) else ""

@@ -7,9 +7,7 @@ import numpy as np
 from ropepatch.evals.evaluation import Evaluation
 from ropepatch.evals.statistics import Interval, mean_score, paired_difference
 
-FLAT = (
-    0.01  #: nats per token by which the loss of the same tokens may change and count as unchanged
-)
+FLAT = 0.01  #: nats per token up to which a change of the loss of the same tokens counts as none
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,7 @@ class UnusedContext:
     gain: Interval  #: loss of the same tokens in the longest window minus that at `length`
     far_score: (
         Interval | None
-    )  #: of prompts whose needle is further away; None where none were asked
+    )  #: of prompts whose needle is further away; None where there are none
 
     def __str__(self) -> str:
         asked = "" if self.far_score else " (no needle was asked for further away)"

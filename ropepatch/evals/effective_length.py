@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ropepatch.evals.evaluation import Evaluation
-from ropepatch.evals.statistics import CONFIDENCE, RESAMPLES, Floats, resampled_means
+from ropepatch.evals.statistics import RESAMPLES, TAILS, Floats, drawn_means
 
 RELATIVE = 0.85  #: of the model's own score on short inputs (NoLiMa, arXiv 2502.05167)
 ABSOLUTE = 0.856  #: what RULER asks for (arXiv 2404.06654): Llama-2-7B-chat at 4096 tokens
@@ -33,7 +34,7 @@ def relative_length(evaluation: Evaluation) -> EffectiveLength:
     columns = [lengths.index(length) for length in within]
     draws = _drawn_scores(evaluation, tasks)
     means = _mean_scores(evaluation, tasks)
-    if np.quantile(draws[:, columns].mean(axis=1), 0.5 - CONFIDENCE / 2) <= 0:
+    if np.quantile(draws[:, columns].mean(axis=1), TAILS[0]) <= 0:
         shown = ", ".join(map(str, within))
         return _unmeasured(
             evaluation,
@@ -67,14 +68,13 @@ def _passed(
     evaluation: Evaluation,
     tasks: tuple[str, ...],
     threshold: float,
-    found: np.ndarray,  # (lengths,)
-    drawn: np.ndarray,  # (draws, lengths)
+    found: NDArray[np.bool_],  # (lengths,)
+    drawn: NDArray[np.bool_],  # (RESAMPLES, lengths)
 ) -> EffectiveLength:
     # No length counts behind one that fails: a long input has to be safe up to its end.
     steps = np.array([0, *evaluation.lengths])
     reached = steps[np.logical_and.accumulate(drawn, axis=1).sum(axis=1)]
-    ends = [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]
-    low, high = np.quantile(reached, ends, method="inverted_cdf")
+    low, high = np.quantile(reached, TAILS, method="inverted_cdf")
     return EffectiveLength(
         value=int(steps[np.logical_and.accumulate(found).sum()]),
         low=int(low),
@@ -95,14 +95,13 @@ def _tasks(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def _without_tasks(evaluation: Evaluation) -> str:
-    not_asked = evaluation.configuration.get("not_asked")
-    reasons = not_asked.values() if isinstance(not_asked, dict) else ()
-    return "; ".join(map(str, reasons)) or "no task was asked at every length"
+    return "; ".join(evaluation.not_asked.values()) or "no task was asked at every length"
 
 
 def _mean_scores(evaluation: Evaluation, tasks: tuple[str, ...]) -> Floats:
     """By length, the mean over tasks of how far scores are above chance, (lengths,)."""
-    scores = [[_above_chance(evaluation, t, n).mean() for n in evaluation.lengths] for t in tasks]
+    asked = [[evaluation.tasks[task][n] for n in evaluation.lengths] for task in tasks]
+    scores = [[_above_chance(each.scores.mean(), each.chance) for each in row] for row in asked]
     means: Floats = np.mean(scores, axis=0)
     return means
 
@@ -112,23 +111,12 @@ def _drawn_scores(evaluation: Evaluation, tasks: tuple[str, ...]) -> Floats:
     total = np.zeros((RESAMPLES, len(evaluation.lengths)))
     for number, task in enumerate(tasks):
         for column, length in enumerate(evaluation.lengths):
-            seed = (evaluation.seed, number, column)
-            total[:, column] += _draws(evaluation, task, length, seed)
+            asked = evaluation.tasks[task][length]
+            drawn = drawn_means(asked.scores, (evaluation.seed, number, column))
+            total[:, column] += _above_chance(drawn, asked.chance)
     return total / len(tasks)
 
 
-def _draws(evaluation: Evaluation, task: str, length: int, seed: tuple[int, ...]) -> Floats:
-    asked = evaluation.tasks[task][length]
-    if not np.isin(asked.scores, (0.0, 1.0)).all():
-        return resampled_means(_above_chance(evaluation, task, length), seed)
-    # Prompts that are all right would give no spread; Jeffreys' posterior stays honest there.
-    right, count = asked.scores.sum(), len(asked.scores)
-    rng = np.random.default_rng(seed)
-    rates: Floats = rng.beta(right + 0.5, count - right + 0.5, size=RESAMPLES)
-    return (rates - asked.chance) / (1 - asked.chance)
-
-
-def _above_chance(evaluation: Evaluation, task: str, length: int) -> Floats:
-    """Scores moved so that guessing is 0, (prompts,)."""
-    asked = evaluation.tasks[task][length]
-    return (asked.scores - asked.chance) / (1 - asked.chance)
+def _above_chance(means: Floats, chance: float) -> Floats:
+    """Mean scores moved so that guessing is 0 and the best is 1."""
+    return (means - chance) / (1 - chance)

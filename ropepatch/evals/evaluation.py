@@ -36,9 +36,7 @@ class Evaluation:
     documents: NDArray[np.int64]  #: (windows,) document of each window, the unit of the bootstrap
     target_losses: Mapping[int, NDArray[np.float32]]  #: by length, (windows, targets), in nats
     position_losses: NDArray[np.float32]  #: (windows, longest − 1), see losses.py, in nats
-    tasks: Mapping[
-        str, Mapping[int, TaskScores]
-    ]  #: by name and length; what was not asked is absent
+    tasks: Mapping[str, Mapping[int, TaskScores]]  #: by name and length, those that were asked
     protocol: str  #: equal for two evaluations that read the same tokens
     configuration: Mapping[str, Json]
     seed: int = 0
@@ -62,10 +60,41 @@ class Evaluation:
     @property
     def extended_length(self) -> int | None:
         """The longest measured length that the active patch is made for."""
-        patch = self.configuration.get("patch")
-        target = patch.get("max_position_embeddings") if isinstance(patch, dict) else None
+        target = self.patch.get("max_position_embeddings")
         fitting = [n for n in self.lengths if isinstance(target, int | float) and n <= target]
         return max(fitting, default=None)
+
+    @property
+    def made_for(self) -> int:
+        """The longest measured length that the active patch is made for; of all if none says."""
+        return self.extended_length or self.lengths[-1]
+
+    @property
+    def lengths_beyond(self) -> tuple[int, ...]:
+        """The measured lengths above the trained one."""
+        return tuple(length for length in self.lengths if length > self.trained_length)
+
+    @property
+    def lengths_gained(self) -> tuple[int, ...]:
+        """Those of them that the active patch is made for."""
+        return tuple(length for length in self.lengths_beyond if length <= self.made_for)
+
+    @property
+    def patch(self) -> Mapping[str, Json]:
+        """The active patch as the configuration has it; empty without one."""
+        patch = self.configuration.get("patch")
+        return patch if isinstance(patch, dict) else {}
+
+    @property
+    def not_asked(self) -> dict[str, str]:
+        """Why prompts are missing, by task, or by task and length."""
+        reasons = self.configuration.get("not_asked")
+        return {k: str(v) for k, v in reasons.items()} if isinstance(reasons, dict) else {}
+
+    @property
+    def within_trained(self) -> Bin:
+        """The tokens within the trained length, as far as windows go."""
+        return 1, min(self.trained_length, self.edges[-1])
 
     @property
     def bins(self) -> tuple[Bin, ...]:
@@ -125,7 +154,7 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
     def difference(first: Floats, second: Floats) -> Interval:
         return paired_difference(first, second, before.documents, seed=before.seed)
 
-    trained = (1, min(before.trained_length, before.edges[-1]))
+    within = before.within_trained
     return Comparison(
         before=before.label,
         after=after.label,
@@ -134,7 +163,7 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
             for length in before.lengths
         },
         bin_losses={b: difference(before.bin_means(b), after.bin_means(b)) for b in before.bins},
-        within_trained=difference(before.bin_means(trained), after.bin_means(trained)),
+        within_trained=difference(before.bin_means(within), after.bin_means(within)),
         tasks={
             task: {
                 length: paired_score(scores, after.tasks[task][length], before.seed)

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 
 from ropepatch.evals.drawing import INK, INKS, LEVELS, Chart, Panel, as_svg, inline, style
 from ropepatch.evals.evaluation import Evaluation
@@ -22,6 +23,8 @@ from ropepatch.evals.wording import MISSING, show_number, show_range, task_name
 
 _TASKS = ("needle", "passkey", "kv")  #: with one needle each, whose depth says it all
 _ROWS = 11  #: depths 0, 0.1, … 1, and what is nearest to each
+
+_HOW = "Hatched: no prompts. Point at a cell, tap it or tab to it for its interval."
 
 _WIDTH = 4.0  #: inches
 _ROW_HEIGHT, _BELOW, _ABOVE = 0.26, 0.86, 0.08
@@ -75,7 +78,7 @@ def gain_cells(scores: Mapping[int, TaskScores], seed: int) -> Cells:
 
 def _places(
     scores: Mapping[int, TaskScores],
-) -> list[tuple[tuple[int, int], TaskScores, np.ndarray]]:
+) -> list[tuple[tuple[int, int], TaskScores, NDArray[np.bool_]]]:
     """Length and row of every cell that has prompts, and which they are."""
     return [
         ((length, row), asked, rows == row)
@@ -106,9 +109,6 @@ def _score_maps(stages: Sequence[Evaluation], task: str) -> Chart:
     caption = f"Right answers in %; guessing gives {100 * chances[0]:.1f}. {_HOW}"
     title = f"{task_name(task).capitalize()} by length and depth, %"
     return _chart(title, f"{caption} Intervals: 95 % (Wilson).", stages, cells, _PERCENT)
-
-
-_HOW = "Hatched: no prompts. Point at a cell, tap it or tab to it for its interval."
 
 
 @dataclass(frozen=True)

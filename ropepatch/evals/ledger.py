@@ -32,9 +32,7 @@ class Protocol:
     bos: bool  #: whether windows and prompts start with BOS
     seed: int
     tasks: tuple[str, ...] = ("kv",)  #: or groups of them
-    mode: Mode | None = (
-        None  #: how answers are taken; None: a choice where there is one, else generated
-    )
+    mode: Mode | None = None  #: of answers; None: a choice where there is one, else generated
 
     def __post_init__(self) -> None:
         if not self.lengths or tuple(sorted(set(self.lengths))) != self.lengths:

@@ -20,6 +20,8 @@ from ropepatch.evals.samples import Samples
 from ropepatch.evals.scored_tokens import Losses, ScoredTokens, score_tokens
 from ropepatch.evals.texts import Text
 
+Mask = NDArray[np.bool_]
+
 NAME = "long-ppl"
 _GAIN = 2.0  #: nats that the longer context has to save; both numbers are the authors'
 _KNOWN = 2.0  #: nats that may be left
@@ -29,9 +31,7 @@ _KNOWN = 2.0  #: nats that may be left
 class KeyTokens:
     """Which tokens need a long context, in the eyes of a judge."""
 
-    masks: tuple[
-        NDArray[np.bool_] | None, ...
-    ]  #: by document, of each token but the window's first
+    masks: tuple[Mask | None, ...]  #: by document, of each token but the window's first
     digest: str  #: equal for two judgements that found the same tokens
 
 
@@ -103,9 +103,9 @@ def _cut_sliding(tokens: int, length: int, prefixed: bool, stride: int) -> list[
     return cut_sliding(tokens, min(length, tokens), prefixed, stride) if tokens > 1 else []
 
 
-def _is_key(short: Losses, full: Losses) -> NDArray[np.bool_]:
+def _is_key(short: Losses, full: Losses) -> Mask:
     """Where only the full context tells; where both are the same it saves nothing."""
-    key: NDArray[np.bool_] = (short - full > _GAIN) & (full < _KNOWN)
+    key: Mask = (short - full > _GAIN) & (full < _KNOWN)
     return key
 
 
@@ -132,9 +132,7 @@ def long_perplexities(scored: ScoredTokens, keys: KeyTokens) -> list[Perplexity]
     ]
 
 
-def _score(
-    plan: PerplexityPlan, window: Window, row: Losses, mask: NDArray[np.bool_]
-) -> DocumentScore | None:
+def _score(plan: PerplexityPlan, window: Window, row: Losses, mask: Mask) -> DocumentScore | None:
     """The sums over key tokens, None where there are none."""
     places = np.flatnonzero(mask[: len(row)])
     if len(places) == 0:

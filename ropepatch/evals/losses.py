@@ -69,9 +69,8 @@ def plain_head(model: PreTrainedModel) -> nn.Module | None:
 
     Found by trying: some models cap or scale logits after it, and then whole logits are needed.
     """
-    if (
-        model.config.is_encoder_decoder
-    ):  # its scored tokens are few, and the decoder runs on no others
+    # Its scored tokens are few, and the decoder runs on no others.
+    if model.config.is_encoder_decoder:
         return None
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     if decoder is None or decoder is model or head is None:

@@ -6,7 +6,7 @@ from ropepatch.evals.claims import multiple
 from ropepatch.evals.evaluation import Evaluation
 from ropepatch.evals.page_tables import Table, TableCell, cell
 from ropepatch.evals.perplexity import Perplexity, difference_to_base
-from ropepatch.evals.wording import MISSING
+from ropepatch.evals.wording import MISSING, show_context, show_documents, show_tokens
 
 _Column = tuple[int, int]  #: (after, length)
 
@@ -20,18 +20,17 @@ def perplexity_tables(stages: Sequence[Evaluation]) -> list[Table]:
 def _tables(stages: Sequence[Evaluation], protocol: str) -> list[Table]:
     base = stages[0]
     found = [_by_column(stage, protocol) for stage in stages]
-    columns = list(dict.fromkeys(column for each in found for column in each))
-    headings = tuple(_heading(base, *column) for column in columns)
+    # Of any stage: all of them read the same.
+    read = {column: each for by in found for column, each in by.items()}
+    headings = tuple(_heading(base, each) for each in read.values())
 
     def table(title: str, show: Callable[[Perplexity], TableCell], first: int = 0) -> Table:
         rows = tuple(
-            (stage.label, tuple(show(by[c]) if c in by else TableCell(MISSING) for c in columns))
+            (stage.label, tuple(show(by[c]) if c in by else TableCell(MISSING) for c in read))
             for stage, by in list(zip(stages, found, strict=True))[first:]
         )
         return Table(title, headings, rows)
 
-    some = next(each for each in found if each)
-    read = [some[column] for column in columns if column in some]
     return [
         table(f"Perplexity by {protocol}", lambda each: cell(each.perplexity)),
         table(f"Bits per byte by {protocol}", lambda each: cell(each.bits_per_byte)),
@@ -44,9 +43,15 @@ def _tables(stages: Sequence[Evaluation], protocol: str) -> list[Table]:
             f"What {protocol} reads",
             headings,
             (
-                ("documents", tuple(TableCell(_documents(each)) for each in read)),
-                ("tokens scored", tuple(TableCell(str(each.scored_tokens)) for each in read)),
-                ("tokens before each", tuple(TableCell(_context(each)) for each in read)),
+                ("documents", tuple(TableCell(show_documents(each)) for each in read.values())),
+                (
+                    "tokens scored",
+                    tuple(TableCell(str(each.scored_tokens)) for each in read.values()),
+                ),
+                (
+                    "tokens before each",
+                    tuple(TableCell(show_context(each)) for each in read.values()),
+                ),
             ),
         ),
     ]
@@ -56,14 +61,6 @@ def _by_column(stage: Evaluation, protocol: str) -> dict[_Column, Perplexity]:
     return {(p.after, p.length): p for p in stage.perplexities if p.protocol == protocol}
 
 
-def _heading(base: Evaluation, after: int, length: int) -> str:
-    """A window's tokens, or those that it adds to the next shorter one, as positions are named."""
-    return f"{after}–{length - 1}" if after else f"{length} ({multiple(base, length)})"
-
-
-def _documents(result: Perplexity) -> str:
-    return f"{len(result.present)} of {len(result.documents)}"
-
-
-def _context(result: Perplexity) -> str:
-    return MISSING if result.mean_context is None else f"{result.mean_context:.0f}"
+def _heading(base: Evaluation, result: Perplexity) -> str:
+    times = "" if result.after else f" ({multiple(base, result.length)})"
+    return f"{show_tokens(result)}{times}"

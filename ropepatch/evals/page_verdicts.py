@@ -8,7 +8,7 @@ from ropepatch.evals.evaluation import Evaluation
 from ropepatch.evals.page_tables import TableCell, cell
 from ropepatch.evals.patches import factor_of, method_of
 from ropepatch.evals.verdict import Verdict
-from ropepatch.evals.wording import MISSING
+from ropepatch.evals.wording import MISSING, show_length
 
 SIGNS = {"improved": "✓", "no evidence": "?", "regressed": "✗"}
 
@@ -71,14 +71,11 @@ def method_grid(stages: Sequence[Evaluation], rows: Sequence[CandidateRow]) -> G
 
 
 def _row(stage: Evaluation, verdict: Verdict) -> CandidateRow:
-    length = stage.extended_length
-    if length not in verdict.gains:
-        length = max(verdict.gains, default=None)
     return CandidateRow(
         label=verdict.candidate,
         word=verdict.word,
         sign=SIGNS[verdict.word],
-        gain=_gain(verdict, length),
+        gain=_gain(verdict, stage.made_for),
         price=cell(verdict.price, signed=True),
         relative=_effective(verdict.relative),
         absolute=_effective(verdict.absolute),
@@ -86,16 +83,13 @@ def _row(stage: Evaluation, verdict: Verdict) -> CandidateRow:
     )
 
 
-def _gain(verdict: Verdict, length: int | None) -> TableCell:
-    if length is None:
+def _gain(verdict: Verdict, length: int) -> TableCell:
+    if length not in verdict.gains:
         return TableCell(MISSING)
     shown = cell(verdict.gains[length], signed=True)
     return TableCell(shown.value, f"{shown.ends} at {length}")
 
 
 def _effective(length: EffectiveLength) -> TableCell:
-    """ "≥" where the longest measured length still passes."""
-    if length.value is None:
-        return TableCell(MISSING, "not measurable")
-    sign = "≥ " if length.value == length.longest else ""
-    return TableCell(f"{sign}{length.value}", f"[{length.low}, {length.high}]")
+    value, *ends = show_length(length)
+    return TableCell(value, ends[0] if ends else "not measurable")

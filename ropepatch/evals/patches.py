@@ -9,14 +9,12 @@ TOGETHER = 5  #: stages that a reader can tell apart in one drawing
 
 def method_of(stage: Evaluation) -> str | None:
     """The method of the patch; None without one."""
-    patch = stage.configuration.get("patch")
-    return str(patch["method"]) if isinstance(patch, dict) else None
+    return str(stage.patch["method"]) if stage.patch else None
 
 
 def factor_of(stage: Evaluation) -> float | None:
     """The factor of the patch; None where it has none."""
-    patch = stage.configuration.get("patch")
-    options = patch.get("options") if isinstance(patch, dict) else None
+    options = stage.patch.get("options")
     factor = options.get("factor") if isinstance(options, dict) else None
     return float(factor) if isinstance(factor, int | float) else None
 

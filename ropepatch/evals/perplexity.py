@@ -16,7 +16,7 @@ from ropepatch.evals.perplexity_plan import PerplexityPlan
 from ropepatch.evals.protocols import Window
 from ropepatch.evals.samples import Samples
 from ropepatch.evals.scored_tokens import Losses, ScoredTokens, score_tokens
-from ropepatch.evals.statistics import Interval, bootstrap_ratio
+from ropepatch.evals.statistics import Interval, bootstrap_ratio, finite_or_none
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class Perplexity:
             "documents": len(self.present),
             "missing": list(self.missing),
             "document_losses": [
-                None if one is None else _finite(one.total / one.weight) for one in self.documents
+                None if one is None else finite_or_none(one.total / one.weight)
+                for one in self.documents
             ],
         }
 
@@ -229,7 +230,3 @@ def _in_words(result: Perplexity) -> str:
         f"{result.protocol!r} at {result.length} tokens{after} of {len(result.names)} documents "
         f"({result.digest})"
     )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -75,19 +75,25 @@ def plan_evaluation(
         tasks=tuple(tasks),
         mode=mode,
     )
-    cut = held_out_windows(
-        documents,
-        tokenizer,
-        longest=protocol.lengths[-1],
-        count=windows,
-        targets=targets,
-        bos=bos,
-        seed=seed,
-    )
+    cut = _windows(documents, tokenizer, protocol)
     used = haystack or [document for document in documents if document.name in cut.names]
     source = Source(tokenizer, used, bos=bos, lead=lead, questions=questions or {}, pairs=pairs)
     asked, not_asked = _questions(tasks, source, protocol)
     return Plan(protocol, tokenizer, cut, asked, not_asked)
+
+
+def _windows(
+    documents: list[Document], tokenizer: PreTrainedTokenizerBase, protocol: Protocol
+) -> Windows:
+    return held_out_windows(
+        documents,
+        tokenizer,
+        longest=protocol.lengths[-1],
+        count=protocol.windows,
+        targets=protocol.targets,
+        bos=protocol.bos,
+        seed=protocol.seed,
+    )
 
 
 def _questions(
@@ -97,7 +103,7 @@ def _questions(
     asked: dict[str, Mapping[int, list[Prompt]]] = {}
     not_asked: dict[str, str] = {}
     if protocol.prompts == 0:
-        return {}, dict.fromkeys(names, "not asked for")
+        return {}, {}
     for name in [task.name for task in expand(names, source)]:
         try:
             made = make_prompts(

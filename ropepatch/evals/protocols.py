@@ -86,9 +86,7 @@ class PerplexityProtocol:
     prefix: Literal["bos", "bos or eos"] | None  #: the start token
     stride: int | None = None  #: tokens between windows, where the length does not decide it
     reads_last: bool = True  #: whether the model reads the last token, which predicts nothing
-    joined: bool = (
-        False  #: whether windows are cut from all documents in a row, across their borders
-    )
+    joined: bool = False  #: whether windows cross borders, in a row of all documents
     base: float = math.e  #: perplexity is this to the power of the loss
 
     @property

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ropepatch.errors import CheckpointError, ConfigError
@@ -22,6 +22,19 @@ from ropepatch.whole_files import write_whole
 SCHEMA = 2  #: of report.json; rises when a reader of the old one would go wrong
 
 
+@dataclass(frozen=True)
+class _Report:
+    """What both files tell."""
+
+    stages: Sequence[Evaluation]
+    comparisons: Sequence[Comparison]
+    title: str
+    notes: Sequence[str]
+    claims: Sequence[Claim]
+    checks: Sequence[Check]
+    verdicts: Sequence[Verdict]
+
+
 def write_report(
     stages: Sequence[Evaluation],
     comparisons: Sequence[Comparison],
@@ -37,10 +50,8 @@ def write_report(
     Each file is whole or as it was before. Raises CheckpointError when the directory takes no
     files.
     """
-    numbers = _report_json(
-        stages, comparisons, title=title, notes=notes, checks=checks, verdicts=verdicts
-    )
-    page = _render(stages, comparisons, title=title, notes=notes, checks=checks, verdicts=verdicts)
+    report = _Report(stages, comparisons, title, notes, headline(stages, checks), checks, verdicts)
+    numbers, page = _report_json(report), _render(report)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(
@@ -55,29 +66,21 @@ def write_report(
     return directory / "report.html"
 
 
-def _report_json(
-    stages: Sequence[Evaluation],
-    comparisons: Sequence[Comparison],
-    *,
-    title: str,
-    notes: Sequence[str],
-    checks: Sequence[Check],
-    verdicts: Sequence[Verdict],
-) -> dict[str, Json]:
+def _report_json(report: _Report) -> dict[str, Json]:
     """Every number of the report with its interval, and the configuration of every stage."""
-    claims = headline(stages, checks)
+    stages = report.stages
     return {
         "schema": SCHEMA,
-        "title": title,
+        "title": report.title,
         "confidence": CONFIDENCE,
         "trained_length": stages[0].trained_length,
         "extended_length": extended_length(stages),
-        "claims": [_claim_json(claim) for claim in claims],
+        "claims": [_claim_json(claim) for claim in report.claims],
         "stages": [_stage_json(stage, stages[0]) for stage in stages],
-        "comparisons": [_comparison_json(comparison) for comparison in comparisons],
-        "verdicts": [verdict_json(verdict) for verdict in verdicts],
-        "checks": [asdict(check) for check in checks],
-        "notes": list(notes),
+        "comparisons": [_comparison_json(comparison) for comparison in report.comparisons],
+        "verdicts": [verdict_json(verdict) for verdict in report.verdicts],
+        "checks": [asdict(check) for check in report.checks],
+        "notes": list(report.notes),
     }
 
 
@@ -151,15 +154,7 @@ def _comparison_json(comparison: Comparison) -> dict[str, Json]:
     }
 
 
-def _render(
-    stages: Sequence[Evaluation],
-    comparisons: Sequence[Comparison],
-    *,
-    title: str,
-    notes: Sequence[str],
-    checks: Sequence[Check],
-    verdicts: Sequence[Verdict],
-) -> str:
+def _render(report: _Report) -> str:
     try:
         # Only the page needs them; evaluating and comparing work without.
         from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -171,18 +166,19 @@ def _render(
             f"the report needs {error.name}, which is not installed; run pip install "
             "'ropepatch[eval]'"
         ) from error
+    stages, verdicts = report.stages, report.verdicts
     candidates = candidate_rows(stages, verdicts)
+    checked = {check.question for check in report.checks}
     environment = Environment(
         loader=PackageLoader("ropepatch.evals"), autoescape=True, undefined=StrictUndefined
     )
     return environment.get_template("report.html.j2").render(
-        title=title,
-        stages=stages,
+        title=report.title,
         # Of many candidates, the last one alone is not what a reader asks about.
         claims=[
             (claim, cell(claim.interval, signed="nats" in claim.unit))
-            for claim in headline(stages, checks)
-            if not verdicts or claim.question in {check.question for check in checks}
+            for claim in report.claims
+            if not verdicts or claim.question in checked
         ],
         candidates=candidates,
         base=verdicts[0].base if verdicts else "",
@@ -190,8 +186,8 @@ def _render(
         charts=draw_charts(stages),
         maps=draw_maps(stages),
         together=TOGETHER,
-        tables=[*number_tables(stages, comparisons), *perplexity_tables(stages)],
+        tables=[*number_tables(stages, report.comparisons), *perplexity_tables(stages)],
         ledger=ledger(stages),
-        notes=notes,
+        notes=report.notes,
         configuration=json.dumps([dict(stage.configuration) for stage in stages], indent=2),
     )

@@ -1,14 +1,13 @@
 """results.json in the shape of lm-evaluation-harness: its top-level keys and its names of metrics.
 
-Of several models, each has tasks of its own, named "LABEL: TASK". A metric is `score,none` for all
-lengths and `4096,none` for one; standard errors are half the 95 % interval over 1.96.
+Of several models, each has tasks of its own, named "LABEL: TASK". A metric is a length, `4096,none`;
+its standard error, `4096_stderr,none`, is half the 95 % interval over 1.96.
 """
 
 import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -18,11 +17,10 @@ from ropepatch import __version__
 from ropepatch.evals.as_json import interval_json, verdict_json
 from ropepatch.evals.evaluation import Evaluation, Json
 from ropepatch.evals.perplexity import perplexities_json
-from ropepatch.evals.statistics import CONFIDENCE, Interval
+from ropepatch.evals.statistics import Interval, Z
 from ropepatch.evals.verdict import Verdict
 from ropepatch.whole_files import write_whole
 
-_Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 _LOSS = "fixed_target_loss"
 
 
@@ -100,7 +98,7 @@ def _metrics(stage: Evaluation, name: str) -> dict[str, Json]:
         if interval is None or not isinstance(number, dict):
             continue
         metrics[f"{length},none"] = number["value"]
-        error = (interval.high - interval.low) / 2 / _Z if interval.bounded else "N/A"
+        error = (interval.high - interval.low) / 2 / Z if interval.bounded else "N/A"
         metrics[f"{length}_stderr,none"] = error
     return metrics
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ropepatch.adapters.active_positions import positions_digest
@@ -55,14 +55,55 @@ def _measure(
     progress: Callable[[float], None],
     samples: Samples,
 ) -> Evaluation:
-    protocol, windows = plan.protocol, plan.windows
     started = time.perf_counter()
-    head = plain_head(model)
-    patch, length_dependent = active_patch(model)
-    longest, edges = protocol.lengths[-1], bin_edges(protocol.lengths)
-    one_pass = not length_dependent and one_pass_is_exact(model, windows, longest, head=head)
-    ends = run_ends(model, edges, protocol.targets, one_pass=one_pass)
+    protocol, head = plan.protocol, plain_head(model)
+    edges = bin_edges(protocol.lengths)
+    ends = run_ends(model, edges, protocol.targets, one_pass=_one_pass(model, plan, head))
     tick = share_ticker(work_left(plan, samples, ends[1:]), progress)
+    by_position, by_length = _losses(model, plan, ends, head, samples, tick)
+    tasks = {
+        task: {n: _ask(model, plan, asked, samples, tick) for n, asked in by_length.items()}
+        for task, by_length in plan.prompts.items()
+    }
+    progress(1.0)
+    configuration: dict[str, Json] = {
+        **_configuration(model, plan),
+        "position_bins": _runs_in_words(ends, edges, protocol.targets),
+        "not_asked": dict(plan.not_asked),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    return Evaluation(
+        label=label,
+        lengths=protocol.lengths,
+        trained_length=protocol.trained_length,
+        edges=edges,
+        documents=plan.windows.documents,
+        target_losses={length: by_length[length].numpy() for length in protocol.lengths},
+        position_losses=by_position.numpy(),
+        tasks=tasks,
+        protocol=plan.digest(),
+        configuration=configuration,
+        seed=protocol.seed,
+    )
+
+
+def _one_pass(model: PreTrainedModel, plan: Plan, head: nn.Module | None) -> bool:
+    _, length_dependent = active_patch(model)
+    longest = plan.protocol.lengths[-1]
+    return not length_dependent and one_pass_is_exact(model, plan.windows, longest, head=head)
+
+
+def _losses(
+    model: PreTrainedModel,
+    plan: Plan,
+    ends: Sequence[int],
+    head: nn.Module | None,
+    samples: Samples,
+    tick: Tick,
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Of every token (windows, longest − 1), and by length of the targets (windows, targets)."""
+    protocol, windows = plan.protocol, plan.windows
+    longest = protocol.lengths[-1]
 
     def rows(what: str, columns: int) -> Tensor:
         return torch.from_numpy(samples.losses(what, (len(windows.documents), columns)))
@@ -81,34 +122,20 @@ def _measure(
             tick=tick,
             out=rows(f"targets-{length}", protocol.targets),
         )
-    tasks = {
-        task: {n: _ask(model, plan, asked, samples, tick) for n, asked in by_length.items()}
-        for task, by_length in plan.prompts.items()
-    }
-    progress(1.0)
-    configuration: dict[str, Json] = {
-        **protocol_settings(protocol, windows),
-        **real_lengths(protocol.lengths, windows, _all_prompts(plan)),
+    return by_position, by_length
+
+
+def _configuration(model: PreTrainedModel, plan: Plan) -> dict[str, Json]:
+    """What can change a number, of the plan and of the model as it is patched."""
+    lengths = plan.protocol.lengths
+    patch, _ = active_patch(model)
+    return {
+        **protocol_settings(plan.protocol, plan.windows),
+        **real_lengths(lengths, plan.windows, _all_prompts(plan)),
         **model_settings(model),
         "patch": patch,
-        "positions": positions_digest(model, protocol.lengths),
-        "position_bins": _runs_in_words(ends, edges, protocol.targets),
-        "not_asked": dict(plan.not_asked),
-        "seconds": round(time.perf_counter() - started, 1),
+        "positions": positions_digest(model, lengths),
     }
-    return Evaluation(
-        label=label,
-        lengths=protocol.lengths,
-        trained_length=protocol.trained_length,
-        edges=edges,
-        documents=windows.documents,
-        target_losses={length: by_length[length].numpy() for length in protocol.lengths},
-        position_losses=by_position.numpy(),
-        tasks=tasks,
-        protocol=plan.digest(),
-        configuration=configuration,
-        seed=protocol.seed,
-    )
 
 
 def _all_prompts(plan: Plan) -> Iterator[Prompt]:

@@ -7,7 +7,6 @@ RUN_DIR/samples_TASK.jsonl             a line for every answer, appended batch b
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from ropepatch.errors import CheckpointError, ConfigError, DataError
 from ropepatch.evals.answers import Answer
+from ropepatch.evals.statistics import finite_or_none
 from ropepatch.whole_files import write_whole
 
 Rows = NDArray[np.float32]
@@ -194,8 +194,8 @@ def _to_json(candidate: str, answer: Answer) -> dict[str, Any]:
         "resps": [[answer.response]],
         "filtered_resps": [answer.response],
         "score": answer.score,
-        "loss": _finite(answer.loss),
-        "gain": _finite(answer.gain),
+        "loss": finite_or_none(answer.loss),
+        "gain": finite_or_none(answer.gain),
         "prompt_hash": answer.prompt,
     }
 
@@ -216,10 +216,6 @@ def _from_json(row: dict[str, Any]) -> tuple[str, Answer]:
     if not 0.0 <= answer.score <= 1.0:
         raise ValueError(f"the score is {answer.score!r}")
     return str(row["candidate"]), answer
-
-
-def _finite(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None
 
 
 def _joined(

@@ -8,11 +8,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from ropepatch.errors import ConfigError
 from ropepatch.evals.evaluation import Evaluation
-from ropepatch.evals.statistics import CONFIDENCE, Interval
+from ropepatch.evals.statistics import Interval, Z
 from ropepatch.evals.verdict import extension_gain
 
 PILOT = 16  #: windows, and prompts of each task and length, for the spread; all of them count
@@ -44,8 +43,7 @@ def counts_for_width(stages: Sequence[Evaluation], half: float, room: int) -> Co
     widest = max(map(_half, found), default=math.inf)
     wanted = len(base.documents) * (widest / half) ** 2
     windows = room if not math.isfinite(wanted) else math.ceil(wanted)
-    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    prompts = math.ceil(z * z * max(map(_variance, stages)) / (half * half))
+    prompts = math.ceil(Z * Z * max(map(_variance, stages)) / (half * half))
     return Counts(min(max(windows, PILOT), room), min(max(prompts, PILOT), MOST_PROMPTS))
 
 
@@ -79,12 +77,10 @@ def parse_time(text: str) -> float:
 
 
 def _differences(base: Evaluation, other: Evaluation | None) -> Sequence[Interval]:
-    beyond = [length for length in base.lengths if length > base.trained_length]
     if other is None:
         return [base.context_gain(length) for length in base.lengths[1:]]
-    made_for = other.extended_length or base.lengths[-1]
-    within = extension_gain(base, other, base.reference_length)
-    return [within, *(extension_gain(base, other, n) for n in beyond if n <= made_for)]
+    lengths = (base.reference_length, *other.lengths_gained)
+    return [extension_gain(base, other, length) for length in lengths]
 
 
 def _half(interval: Interval) -> float:

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ropepatch.errors import DataError
-from ropepatch.evals.statistics import Floats
+from ropepatch.evals.statistics import TAILS, Floats
 
+LEVEL = TAILS[0]  #: of a one-sided test
 _ALL_FLIPS = 14  #: clusters up to which every one of the 2ⁿ sign patterns is tried
 _FLIPS = 20_000  #: drawn beyond that; the smallest p-value is then 5e-5
 #: Losses and differences of a model that gives no numbers count as this many nats.
@@ -40,6 +41,23 @@ def p_above(
     as_large = int(np.sum(flips >= sums.sum() - 1e-9 * np.abs(sums).sum()))
     drawn = len(sums) > _ALL_FLIPS
     return (as_large + drawn) / (len(flips) + drawn)
+
+
+def p_below(
+    values: Floats, clusters: NDArray[np.int64], bound: float = 0.0, *, seed: int = 0
+) -> float:
+    """P-value of "the mean of `values` (units,) is below `bound`"."""
+    return p_above(-values, clusters, -bound, seed=seed)
+
+
+def are_too_few(clusters: NDArray[np.int64], tests: int = 1) -> bool:
+    """Whether no difference between so many documents can pass, as all of them agree by chance."""
+    return tests * 0.5 ** len(np.unique(clusters)) > LEVEL
+
+
+def bounded_change(before: Floats, after: Floats) -> Floats:
+    """`after` minus `before`, where a model that gives no numbers is worse than any that does."""
+    return bounded(after) - bounded(before)
 
 
 def bounded(losses: NDArray[np.floating]) -> Floats:

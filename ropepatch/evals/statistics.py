@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from ropepatch.errors import DataError
 
 CONFIDENCE = 0.95
+TAILS = (0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2)  #: quantiles that an interval ends at
+Z = NormalDist().inv_cdf(TAILS[1])  #: standard errors in half of an interval, 1.96
 RESAMPLES = 4000  #: keeps the resampling error of an end below a twentieth of the half-width
 
 Floats = NDArray[np.float64]
@@ -36,24 +38,33 @@ class Interval:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 
+def finite_or_none(number: float | None) -> float | None:
+    """A number as JSON can hold it."""
+    return number if number is not None and math.isfinite(number) else None
+
+
 def wilson(successes: int, trials: int) -> Interval:
     """A rate with Wilson's score interval (1927), which stays honest at 0 and at 1."""
     if not 0 <= successes <= trials or trials == 0:
         raise DataError(f"{successes} of {trials} is no rate; it needs 0 ≤ successes ≤ trials ≥ 1")
-    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
     rate = successes / trials
-    shrink = 1 + z * z / trials
-    centre = (rate + z * z / (2 * trials)) / shrink
-    half = z * math.sqrt(rate * (1 - rate) / trials + (z / (2 * trials)) ** 2) / shrink
+    shrink = 1 + Z * Z / trials
+    centre = (rate + Z * Z / (2 * trials)) / shrink
+    half = Z * math.sqrt(rate * (1 - rate) / trials + (Z / (2 * trials)) ** 2) / shrink
     # Rounding must not put the rate itself outside of its interval at 0 and at 1.
     return Interval(rate, min(rate, centre - half), max(rate, centre + half))
 
 
 def mean_score(scores: Floats, *, seed: int = 0) -> Interval:
     """The mean of prompts' `scores` (prompts,): Wilson's interval where all are right or wrong."""
-    if len(scores) and np.isin(scores, (0.0, 1.0)).all():
+    if len(scores) and are_binary(scores):
         return wilson(int(scores.sum()), len(scores))
     return bootstrap_mean(scores, np.arange(len(scores)), seed=seed)
+
+
+def are_binary(scores: Floats) -> bool:
+    """Whether all `scores` (prompts,) are right or wrong, none in between."""
+    return bool(np.isin(scores, (0.0, 1.0)).all())
 
 
 def bootstrap_mean(values: Floats, clusters: NDArray[np.int64], *, seed: int = 0) -> Interval:
@@ -72,26 +83,36 @@ def bootstrap_ratio(sums: Floats, weights: NDArray[np.int64], *, seed: int = 0) 
     if len(sums) == 1 or not math.isfinite(mean):
         return Interval(mean, math.nan, math.nan)
     draws = _draws(len(sums), seed)
-    means = (draws @ sums) / (draws @ weights)
-    low, high = np.quantile(means, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    low, high = np.quantile((draws @ sums) / (draws @ weights), TAILS)
     return Interval(mean, float(low), float(high))
 
 
-def bootstrap_mean_of_tasks(tasks: Sequence[Floats], *, seed: int = 0) -> Interval:
-    """The plain mean of the tasks' means; prompts (prompts,) are resampled within each task.
+def mean_of_tasks(tasks: Sequence[Floats], *, seed: int = 0) -> Interval:
+    """The plain mean of the tasks' mean scores (prompts,), each drawn by itself.
 
     A task counts the same whatever its prompts' number, and its choice is no matter of chance.
     """
     if not tasks or any(len(scores) == 0 for scores in tasks):
         raise DataError(f"{len(tasks)} tasks with {[len(t) for t in tasks]} prompts have no mean")
-    means = np.mean([resampled_means(task, seed + n) for n, task in enumerate(tasks)], axis=0)
-    low, high = np.quantile(means, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    means = np.mean([drawn_means(task, (seed, n)) for n, task in enumerate(tasks)], axis=0)
+    low, high = np.quantile(means, TAILS)
     value = float(np.mean([scores.mean() for scores in tasks]))
-    return Interval(value, float(low), float(high))
+    # Where all are right the mean is not among what is drawn.
+    return Interval(value, min(value, float(low)), max(value, float(high)))
 
 
-def resampled_means(scores: Floats, seed: int | tuple[int, ...]) -> Floats:
-    """Means of as many prompts drawn with replacement from `scores` (prompts,), (RESAMPLES,)."""
+def drawn_means(scores: Floats, seed: tuple[int, ...]) -> Floats:
+    """What the mean of `scores` (prompts,) might have been with other prompts, (RESAMPLES,).
+
+    Prompts that are all right would give no spread when they are drawn again; Jeffreys' posterior of
+    a rate stays honest there.
+    """
+    if are_binary(scores):
+        right, count = scores.sum(), len(scores)
+        rates: Floats = np.random.default_rng(seed).beta(
+            right + 0.5, count - right + 0.5, size=RESAMPLES
+        )
+        return rates
     means: Floats = _draws(len(scores), seed) @ scores / len(scores)
     return means
 

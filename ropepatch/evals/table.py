@@ -1,14 +1,14 @@
 """The same numbers as the report's, in the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ropepatch.evals.claims import Check, Claim, headline
 from ropepatch.evals.evaluation import Comparison, Evaluation
+from ropepatch.evals.printing import plain_table, print_under
 from ropepatch.evals.wording import MISSING, show_interval, task_name, task_title, tasks_of
 
 _STYLES = {"yes": "green", "no": "red", "unclear": "yellow", "not measured": "dim"}
@@ -27,80 +27,63 @@ def print_table(
         _losses(stages),
         _gains(stages),
         *(_scores(stages, task) for task in tasks_of(stages)),
+        *(_differences(comparison) for comparison in comparisons),
+        ("Answers", _claims(headline(stages, checks))),
     ]
-    tables += [_differences(comparison) for comparison in comparisons]
-    for table in [*tables, _claims(headline(stages, checks))]:
-        # Not as the table's own title, which wraps at the table's width.
-        title, table.title = table.title or "", None
-        console.print(Text(str(title), style="bold"))
-        console.print(table)
-        console.print()
+    for heading, table in tables:
+        print_under(heading, table, console)
 
 
-def _table(title: str) -> Table:
-    return Table(
-        title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-
-
-def _by_length(title: str, stages: Sequence[Evaluation]) -> Table:
-    table = _table(title)
+def _by_length(stages: Sequence[Evaluation], show: Callable[[Evaluation, int], str]) -> Table:
+    table = plain_table()
     table.add_column("tokens", justify="right", no_wrap=True)
     for stage in stages:
         table.add_column(Text(stage.label), justify="right")
+    for length in stages[0].lengths:
+        table.add_row(str(length), *(show(stage, length) for stage in stages))
     return table
 
 
-def _losses(stages: Sequence[Evaluation]) -> Table:
+def _losses(stages: Sequence[Evaluation]) -> tuple[str, Table]:
     targets = stages[0].configuration["targets"]
     trained = f"trained to {stages[0].trained_length}"
-    title = f"Loss of the same last {targets} tokens, nats per token [95 %], {trained}"
-    table = _by_length(title, stages)
-    for length in stages[0].lengths:
-        cells = [show_interval(stage.target_loss(length)) for stage in stages]
-        table.add_row(str(length), *cells)
-    return table
+    heading = f"Loss of the same last {targets} tokens, nats per token [95 %], {trained}"
+    return heading, _by_length(stages, lambda stage, n: show_interval(stage.target_loss(n)))
 
 
-def _gains(stages: Sequence[Evaluation]) -> Table:
-    title = f"The same, minus the loss in {stages[0].reference_length} tokens (paired) [95 %]"
-    table = _by_length(title, stages)
-    for length in stages[0].lengths:
-        cells = [
-            show_interval(stage.context_gain(length), signed=True)
-            if length != stage.reference_length
-            else "0"
-            for stage in stages
-        ]
-        table.add_row(str(length), *cells)
-    return table
+def _gains(stages: Sequence[Evaluation]) -> tuple[str, Table]:
+    heading = f"The same, minus the loss in {stages[0].reference_length} tokens (paired) [95 %]"
+    return heading, _by_length(stages, _gain)
 
 
-def _scores(stages: Sequence[Evaluation], task: str) -> Table:
-    table = _by_length(f"{task_title(task, stages)} [95 %]", stages)
-    for length in stages[0].lengths:
-        cells = [show_interval(stage.score(task, length), digits=2) for stage in stages]
-        table.add_row(str(length), *cells)
-    return table
+def _gain(stage: Evaluation, length: int) -> str:
+    if length == stage.reference_length:
+        return "0"
+    return show_interval(stage.context_gain(length), signed=True)
 
 
-def _differences(comparison: Comparison) -> Table:
-    title = f"{comparison.after} minus {comparison.before} (paired) [95 %]"
-    table = _table(title)
-    tasks = list(comparison.tasks) or ["kv"]
-    for column in ("tokens", "loss, nats per token", *map(task_name, tasks)):
+def _scores(stages: Sequence[Evaluation], task: str) -> tuple[str, Table]:
+    def show(stage: Evaluation, length: int) -> str:
+        return show_interval(stage.score(task, length), digits=2)
+
+    return f"{task_title(task, stages)} [95 %]", _by_length(stages, show)
+
+
+def _differences(comparison: Comparison) -> tuple[str, Table]:
+    table = plain_table()
+    for column in ("tokens", "loss, nats per token", *map(task_name, comparison.tasks)):
         table.add_column(column, justify="right")
     for length, loss in comparison.target_losses.items():
         scores = [
-            show_interval(comparison.tasks.get(task, {}).get(length), digits=2, signed=True)
-            for task in tasks
+            show_interval(by_length.get(length), digits=2, signed=True)
+            for by_length in comparison.tasks.values()
         ]
         table.add_row(str(length), show_interval(loss, signed=True), *scores)
-    return table
+    return f"{comparison.after} minus {comparison.before} (paired) [95 %]", table
 
 
 def _claims(claims: Sequence[Claim]) -> Table:
-    table = _table("Answers")
+    table = plain_table()
     table.add_column("question")
     table.add_column("verdict", no_wrap=True)
     table.add_column("number [95 %]", justify="right")

@@ -17,13 +17,19 @@ from ropepatch.evals.claims import PRICE_TOLERANCE
 from ropepatch.evals.context_use import UnusedContext, unused_context
 from ropepatch.evals.effective_length import EffectiveLength, absolute_length, relative_length
 from ropepatch.evals.evaluation import Comparison, Evaluation, compare
-from ropepatch.evals.significance import bounded, holm, p_above, p_higher
-from ropepatch.evals.statistics import CONFIDENCE, Floats, Interval, paired_difference
+from ropepatch.evals.significance import (
+    LEVEL,
+    are_too_few,
+    bounded_change,
+    holm,
+    p_above,
+    p_below,
+    p_higher,
+)
+from ropepatch.evals.statistics import Interval, paired_difference
 from ropepatch.evals.wording import show_interval, task_name
 
 Word = Literal["improved", "no evidence", "regressed"]
-
-_LEVEL = (1 - CONFIDENCE) / 2
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Finding:
     @property
     def shown(self) -> bool:
         """Whether it is more than chance makes of equal models."""
-        return self.p <= _LEVEL
+        return self.p <= LEVEL
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def judge(base: Evaluation, candidate: Evaluation) -> Verdict:
             *(() if unused is None else (str(unused),)),
         ),
         price=differences.within_trained,
-        gains={length: extension_gain(base, candidate, length) for length in _beyond(base)},
+        gains={n: extension_gain(base, candidate, n) for n in base.lengths_beyond},
         differences=differences,
         relative=relative_length(candidate),
         absolute=absolute_length(candidate),
@@ -100,28 +106,23 @@ def extension_gain(base: Evaluation, candidate: Evaluation, length: int) -> Inte
     return paired_difference(had, candidate.target_means(length), base.documents, seed=base.seed)
 
 
-def _beyond(base: Evaluation) -> list[int]:
-    return [length for length in base.lengths if length > base.trained_length]
-
-
 def _harms(base: Evaluation, candidate: Evaluation, differences: Comparison) -> list[Finding]:
     """Everything that may have become worse, with how likely equal models would look so."""
-    within = (1, min(base.trained_length, base.edges[-1]))
-    price = _change(base.bin_means(within), candidate.bin_means(within))
+    within = base.within_trained
+    price = bounded_change(base.bin_means(within), candidate.bin_means(within))
     tested = [
         _loss_finding(
-            base,
             base.trained_length,
             differences.within_trained,
             p_above(price, base.documents, PRICE_TOLERANCE, seed=base.seed),
-            f"loss within the trained {base.trained_length} tokens",
+            _price_text(base),
         )
     ]
     for length, interval in differences.target_losses.items():
-        change = _change(base.target_means(length), candidate.target_means(length))
+        change = bounded_change(base.target_means(length), candidate.target_means(length))
         p = p_above(change, base.documents, PRICE_TOLERANCE, seed=base.seed)
         text = f"loss of the same tokens in {length}"
-        tested.append(_loss_finding(base, length, interval, p, text))
+        tested.append(_loss_finding(length, interval, p, text))
     for task, by_length in differences.tasks.items():
         for length, interval in by_length.items():
             before, after = base.tasks[task][length], candidate.tasks[task][length]
@@ -132,19 +133,17 @@ def _harms(base: Evaluation, candidate: Evaluation, differences: Comparison) -> 
 
 def _gains(base: Evaluation, candidate: Evaluation, differences: Comparison) -> list[Finding]:
     """Everything that may have become better, at lengths that the candidate is made for."""
-    made_for = candidate.extended_length or base.lengths[-1]
     had = base.target_means(base.reference_length)
     tested = []
-    for length in [length for length in _beyond(base) if length <= made_for]:
+    for length in candidate.lengths_gained:
         now = candidate.target_means(length)
         # A base that reads on by itself was no worse off: both have to be beaten.
         p = max(
-            p_above(_change(now, before), base.documents, seed=base.seed)
+            p_below(bounded_change(before, now), base.documents, seed=base.seed)
             for before in (had, base.target_means(length))
         )
-        text = f"loss of the same tokens in {length} against the base's in {base.reference_length}"
         interval = extension_gain(base, candidate, length)
-        tested.append(_loss_finding(base, length, interval, p, text))
+        tested.append(_loss_finding(length, interval, p, _gain_text(base, length)))
         for task, by_length in differences.tasks.items():
             if length not in by_length:
                 continue
@@ -158,10 +157,9 @@ def _gains(base: Evaluation, candidate: Evaluation, differences: Comparison) -> 
 
 def _refuted_lengths(base: Evaluation, candidate: Evaluation) -> set[int]:
     """Where no gain counts; all lengths if the loss is too high at the one that the patch is for."""
-    refuted = {
-        length for length in _beyond(base) if _is_too_high(extension_gain(base, candidate, length))
-    }
-    return set(_beyond(base)) if candidate.extended_length in refuted else refuted
+    beyond = base.lengths_beyond
+    refuted = {n for n in beyond if _is_too_high(extension_gain(base, candidate, n))}
+    return set(beyond) if candidate.extended_length in refuted else refuted
 
 
 def _is_too_high(gain: Interval) -> bool:
@@ -169,14 +167,15 @@ def _is_too_high(gain: Interval) -> bool:
     return not (gain.low if gain.bounded else gain.value) <= PRICE_TOLERANCE
 
 
-def _change(before: Floats, after: Floats) -> Floats:
-    """`after` minus `before`, where a model that gives no numbers is worse than any that does."""
-    return bounded(after) - bounded(before)
+def _gain_text(base: Evaluation, length: int) -> str:
+    return f"loss of the same tokens in {length} against the base's in {base.reference_length}"
 
 
-def _loss_finding(
-    base: Evaluation, length: int, interval: Interval, p: float, text: str
-) -> Finding:
+def _price_text(base: Evaluation) -> str:
+    return f"loss within the trained {base.trained_length} tokens"
+
+
+def _loss_finding(length: int, interval: Interval, p: float, text: str) -> Finding:
     return Finding("loss", length, interval, p, f"{text}: {_shown(interval)} nats")
 
 
@@ -211,11 +210,9 @@ def _reasons(change: str, findings: list[Finding]) -> list[str]:
 
 def _costs(base: Evaluation, candidate: Evaluation, differences: Comparison) -> list[str]:
     """What stands beside a gain: losses above those that the user had."""
-    made_for = candidate.extended_length or base.lengths[-1]
-    costs = {f"loss within the trained {base.trained_length} tokens": differences.within_trained}
-    for length in [length for length in _beyond(base) if length <= made_for]:
-        text = f"loss of the same tokens in {length} against the base's in {base.reference_length}"
-        costs[text] = extension_gain(base, candidate, length)
+    costs = {_price_text(base): differences.within_trained}
+    for length in candidate.lengths_gained:
+        costs[_gain_text(base, length)] = extension_gain(base, candidate, length)
     return [f"cost: {text}: {_shown(each)} nats" for text, each in costs.items() if each.low > 0]
 
 
@@ -223,8 +220,8 @@ def _without_evidence(base: Evaluation, harms: list[Finding], gains: list[Findin
     """How near it was, and whether so few documents could have shown anything."""
     reasons = ["nothing is worse or better than equal models would be by chance"]
     tests = max(len(harms), len(gains))
-    documents = len(set(base.documents.tolist()))
-    if tests * 0.5**documents > _LEVEL:
+    if are_too_few(base.documents, tests):
+        documents = len(set(base.documents.tolist()))
         reasons.append(
             f"{documents} documents cannot show a difference of losses at {tests} places; add documents"
         )

@@ -1,23 +1,17 @@
-"""Verdicts in the terminal: a row for every candidate, then the reasons in words."""
+"""Verdicts in the terminal: a row for every model, then the reasons in words."""
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from ropepatch.evals.effective_length import (
-    ABSOLUTE,
-    EffectiveLength,
-    absolute_length,
-    relative_length,
-)
+from ropepatch.evals.claims import PRICE_TOLERANCE
+from ropepatch.evals.effective_length import ABSOLUTE, absolute_length, relative_length
 from ropepatch.evals.evaluation import Evaluation
-from ropepatch.evals.perplexity import difference_to_base
-from ropepatch.evals.statistics import Interval, bootstrap_mean_of_tasks
+from ropepatch.evals.printing import plain_table, print_under
+from ropepatch.evals.statistics import Interval, mean_of_tasks
 from ropepatch.evals.verdict import Verdict
-from ropepatch.evals.wording import MISSING, show_interval, task_name
+from ropepatch.evals.wording import MISSING, show_interval, show_length, task_name
 
 _STYLES = {"improved": "green", "no evidence": "yellow", "regressed": "red"}
 
@@ -29,8 +23,7 @@ def print_verdicts(
     console = console or Console()
     trained = stages[0].trained_length
     heading = f"Against {stages[0].label}, trained to {trained} tokens [95 %]"
-    console.print(Text(heading, style="bold"))
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = plain_table()
     table.add_column("model")
     table.add_column("verdict", no_wrap=True)
     for column in ("effective\nlength", "gain\nnats/token", "price\nnats/token", "score"):
@@ -39,8 +32,7 @@ def print_verdicts(
     for stage in stages:
         verdict = by_label.get(stage.label)
         table.add_row(Text(stage.label), *_cells(stage, verdict))
-    console.print(table)
-    console.print()
+    print_under(heading, table, console)
     for verdict in verdicts:
         style = _STYLES[verdict.word]
         console.print(Text.assemble(verdict.candidate, ": ", (verdict.word, f"bold {style}")))
@@ -49,52 +41,10 @@ def print_verdicts(
     console.print(Text(_notes(stages), style="dim"))
 
 
-def print_perplexities(stages: Sequence[Evaluation], console: Console | None = None) -> None:
-    """Print perplexity by length as named protocols define it; a dash where no document is as long."""
-    console = console or Console()
-    for stage in stages:
-        for protocol in dict.fromkeys(each.protocol for each in stage.perplexities):
-            heading = f"Perplexity of {stage.label} by {protocol} [95 %]"
-            console.print(Text(heading, style="bold"))
-            console.print(_perplexities(stage, stages[0], protocol))
-            console.print()
-
-
-def _perplexities(stage: Evaluation, base: Evaluation, protocol: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    last = "documents" if stage is base else "nats, minus base's"
-    for column in ("tokens", "perplexity", "bits per byte", "scored", "context", last):
-        table.add_column(column, justify="right")
-    for each in stage.perplexities:
-        if each.protocol != protocol:
-            continue
-        context = MISSING if each.mean_context is None else f"{each.mean_context:.0f}"
-        table.add_row(
-            f"{each.after}–{each.length}" if each.after else str(each.length),
-            show_interval(each.perplexity),
-            show_interval(each.bits_per_byte),
-            str(each.scored_tokens),
-            context,
-            f"{len(each.present)} of {len(each.documents)}"
-            if stage is base
-            else show_interval(difference_to_base(base, each), signed=True),
-        )
-    return table
-
-
-def show_length(length: EffectiveLength) -> str:
-    """`512` above `[256,512]`; `≥ 2048` where the longest passes, a dash where it cannot be measured."""
-    if length.value is None:
-        return MISSING
-    least = "≥ " if length.value == length.longest else ""
-    value = f"{least}{length.value}" if length.value else "none"
-    return f"{value}\n[{length.low},{length.high}]"
-
-
 def _cells(stage: Evaluation, verdict: Verdict | None) -> list[str | Text]:
-    length = stage.extended_length or stage.lengths[-1]
+    length = stage.made_for
     score = _score(stage, length)
-    effective = show_length(relative_length(stage))
+    effective = "\n".join(show_length(relative_length(stage)))
     if verdict is None:
         return ["base", effective, MISSING, MISSING, score]
     gain = verdict.gains.get(length)
@@ -105,10 +55,6 @@ def _cells(stage: Evaluation, verdict: Verdict | None) -> list[str | Text]:
         _two_lines(verdict.price),
         score,
     ]
-
-
-def _in_a_line(length: EffectiveLength) -> str:
-    return show_length(length).replace("\n", " ")
 
 
 def _two_lines(interval: Interval) -> str:
@@ -125,7 +71,7 @@ def _score(stage: Evaluation, length: int) -> str:
         score, what = stage.score(name, length), task_name(name)
     else:
         scores = [each.scores for each in asked.values()]
-        score, what = bootstrap_mean_of_tasks(scores, seed=stage.seed), f"{len(asked)} tasks"
+        score, what = mean_of_tasks(scores, seed=stage.seed), f"{len(asked)} tasks"
     shown = show_interval(score, digits=2).replace(" ", "\n")
     return f"{shown}\n{what}\nin {length}"
 
@@ -142,9 +88,12 @@ def _notes(stages: Sequence[Evaluation]) -> str:
             if (length := relative_length(stage)).reason
         ),
         f"  up to {ABSOLUTE:.1%} (RULER's): "
-        + ", ".join(f"{stage.label} {_in_a_line(absolute_length(stage))}" for stage in stages),
+        + ", ".join(
+            f"{stage.label} {' '.join(show_length(absolute_length(stage)))}" for stage in stages
+        ),
         f"gain: loss of the same tokens, minus the base's in {first.reference_length}; below 0 is better",
-        f"price: loss within {first.trained_length} tokens, minus the base's; up to 0.03 counts as kept",
+        f"price: loss within {first.trained_length} tokens, minus the base's; up to {PRICE_TOLERANCE} "
+        "counts as kept",
     ]
     if chances:
         lines.append(f"guessing scores: {', '.join(chances)}")

@@ -2,9 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from ropepatch.evals.effective_length import EffectiveLength
 from ropepatch.evals.evaluation import Evaluation
 from ropepatch.evals.statistics import Interval
+
+if TYPE_CHECKING:
+    from ropepatch.evals.perplexity import Perplexity
 
 MISSING = "–"
 
@@ -36,9 +41,34 @@ def show_interval(interval: Interval | None, *, digits: int = 3, signed: bool = 
     return f"{value} {show_range(interval, digits=digits, signed=signed).replace(', ', ',')}"
 
 
+def show_length(length: EffectiveLength) -> tuple[str, ...]:
+    """`512` and `[256,512]`; `≥ 2048` where the longest passes; a dash where it is not measurable."""
+    if length.value is None:
+        return (MISSING,)
+    least = "≥ " if length.value == length.longest else ""
+    value = f"{least}{length.value}" if length.value else "none"
+    return value, f"[{length.low},{length.high}]"
+
+
+def show_tokens(result: "Perplexity") -> str:
+    """A window's tokens, or the positions that it adds to the next shorter one."""
+    return f"{result.after}–{result.length - 1}" if result.after else str(result.length)
+
+
+def show_documents(result: "Perplexity") -> str:
+    """How many documents are long enough."""
+    return f"{len(result.present)} of {len(result.documents)}"
+
+
+def show_context(result: "Perplexity") -> str:
+    """Tokens before a scored one, on average."""
+    return MISSING if result.mean_context is None else f"{result.mean_context:.0f}"
+
+
 def tasks_of(stages: Sequence[Evaluation]) -> list[str]:
-    """Every task that was asked of a stage; key–value retrieval, to say so, where there is none."""
-    return list(dict.fromkeys(task for stage in stages for task in stage.tasks)) or ["kv"]
+    """Every task that was asked of a stage; where none was, those that could not be, to say so."""
+    asked = dict.fromkeys(task for stage in stages for task in stage.tasks)
+    return list(asked or dict.fromkeys(task for stage in stages for task in stage.not_asked))
 
 
 def task_name(task: str) -> str:

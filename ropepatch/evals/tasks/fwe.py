@@ -8,6 +8,7 @@ import string
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ropepatch.evals.tasks.assembly import Question, finish
 from ropepatch.evals.tasks.prompt import Prompt
@@ -74,15 +75,14 @@ class FrequentWords(Task):
         return finish(self, source, place, question, context, must_hold=right)
 
 
-def counts(words: int, vocabulary: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def counts(words: int, vocabulary: int) -> NDArray[np.int64]:
     """How often each rank appears in a text of about so many words, (vocabulary,)."""
     ranks = np.arange(1, vocabulary + 1)
-    often: np.ndarray[tuple[int], np.dtype[np.int64]]
-    often = (words * ranks**-_ALPHA / _ZETA).astype(np.int64)
+    often: NDArray[np.int64] = (words * ranks**-_ALPHA / _ZETA).astype(np.int64)
     return often
 
 
-def _most(room: int, sizes: np.ndarray[tuple[int], np.dtype[np.int64]]) -> int:
+def _most(room: int, sizes: NDArray[np.int64]) -> int:
     """The most words whose text fits, by halving: the tokens never fall with the words."""
     low, high = _LEAST_WORDS, 2 * room + _LEAST_WORDS
     while high - low > 1:

@@ -19,9 +19,7 @@ from ropepatch.evals.tasks.words import distinct, equally_long, letters, number
 _VARIABLES = 5  #: four hops
 _LETTERS = 5
 _EXAMPLE_TOKENS = 500
-_EXAMPLE_SHARE = (
-    8  #: the example takes an eighth of a length below 4000 tokens, if it can be so short
-)
+_EXAMPLE_SHARE = 8  #: of a length below 4000 tokens the example takes an eighth, if it can
 _HEAD = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n"
 _QUESTION = "\nQuestion: Find all variables that are assigned the value {value} in the text above."
 _ENDING = (
