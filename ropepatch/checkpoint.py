@@ -74,8 +74,6 @@ def save_pretrained(
             save_adapter(model, written, state_dict)
         else:
             root.save_pretrained(written, state_dict=state_dict)
-        if is_adapter:
-            save_placed(root, written)
         if tokenizer is not None:
             save_tokenizer(tokenizer, written, trained_length(root))
     return Path(directory)
@@ -105,6 +103,7 @@ def save_adapter(model: Any, directory: Path, state_dict: dict[str, Tensor] | No
         for config, name in zip(configs, names, strict=True):
             config.base_model_name_or_path = name
     write_sidecar(model, directory)
+    save_placed(pretrained_model(model), directory)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path, length: int | None) -> None:
