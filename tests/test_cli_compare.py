@@ -165,7 +165,7 @@ def test_tasks_that_do_not_fit_are_said(base, measured, capsys):
     run("eval", base, *measured, "--tasks", "needle,cwe")
     said = capsys.readouterr().out
     assert "not asked: needle in 80 tokens: needle does not fit into 80 tokens" in said
-    assert "not asked: cwe: no task fits into any of the lengths" in said
+    assert "not asked: cwe: fits into none of the lengths; cwe does not fit into 128" in said
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,14 @@ def test_documents_that_agree_by_chance_answer_nothing(documents, verdict):
     claim = headline([made_evaluation(losses=losses, documents=documents)])[0]
     assert claim.interval.high < 0
     assert claim.verdict == verdict
-    assert ("too few documents" in claim.detail) == (verdict == "unclear")
+    assert ("5 documents are too few" in claim.detail) == (verdict == "unclear")
+
+
+def test_without_a_longer_window_nobody_knows_whether_it_helps():
+    stage = replace(made_evaluation(), lengths=(128, 256))
+    claim = headline([stage])[0]
+    assert (claim.verdict, claim.interval) == ("not measured", None)
+    assert claim.detail == "no longer windows than those of 256 tokens were read"
 
 
 def printed(stage):

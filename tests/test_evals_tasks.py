@@ -222,13 +222,17 @@ def test_a_task_that_does_not_fit_is_missing_and_the_others_are_asked():
     found = make_prompts(["ruler", "needle"], source(), lengths=[128, 700], count=1)
     assert {*found.prompts["needle"]} == {128, 700}
     assert {*found.prompts["niah_single_1"]} == {700}
-    assert "does not fit into 128 tokens" in found.missing["niah_single_1"][128]
-    assert "cwe" not in found.prompts
+    reason = found.not_asked["niah_single_1 in 128 tokens"]
+    assert "does not fit into 128 tokens" in reason
 
 
-def test_no_task_that_fits_is_an_error():
-    with pytest.raises(DataError, match=r"no task fits .* vt does not fit into 100 tokens"):
-        make_prompts(["vt"], source(), lengths=[100], count=1)
+def test_a_task_that_fits_nowhere_is_said_once():
+    found = make_prompts(["vt", "needle"], source(), lengths=[90, 100], count=1)
+    assert {*found.prompts} == {"needle"}
+    assert [*found.not_asked] == ["vt"]
+    assert found.not_asked["vt"].startswith(
+        "fits into none of the lengths; vt does not fit into 100 tokens"
+    )
 
 
 def test_ruler_is_eleven_tasks_without_a_file_of_questions():

@@ -61,11 +61,15 @@ def multiple(stage: Evaluation, length: int) -> str:
 
 
 def _context_helps(stage: Evaluation, length: int) -> Claim:
+    question = f"Does a longer context help, up to {length} tokens?"
+    if length == stage.reference_length:
+        detail = f"no longer windows than those of {length} tokens were read"
+        return Claim(question, "not measured", None, "nats per token", detail)
     gain = stage.context_gain(length)
     short = stage.target_means(stage.reference_length)
     change = bounded_change(short, stage.target_means(length))
     return Claim(
-        question=f"Does a longer context help, up to {length} tokens?",
+        question=question,
         verdict=_below(gain, change, stage, 0.0),
         interval=gain,
         unit="nats per token",
@@ -140,4 +144,6 @@ def _below(interval: Interval, change: Floats, stage: Evaluation, bound: float) 
 
 
 def _if_too_few(stage: Evaluation) -> str:
-    return "; these are too few documents to tell" if are_too_few(stage.documents) else ""
+    """What a reader has to know of an answer that no numbers could have changed."""
+    count = len(set(stage.documents.tolist()))
+    return f"; {count} documents are too few to tell" if are_too_few(stage.documents) else ""

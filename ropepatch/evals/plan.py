@@ -8,13 +8,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ropepatch.corpus import Document
-from ropepatch.errors import DataError
 from ropepatch.evals.ledger import Mode, Protocol
-from ropepatch.evals.tasks import Prompt, Source, expand, make_prompts
+from ropepatch.evals.tasks import PromptSet, Questions, Source, make_prompts
 from ropepatch.evals.tasks.prompt import digest
 from ropepatch.evals.windows import Windows, held_out_windows
-
-Questions = Mapping[str, Mapping[int, list[Prompt]]]  #: by task and length
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,10 @@ def plan_evaluation(
     cut = _windows(documents, tokenizer, protocol)
     used = haystack or [document for document in documents if document.name in cut.names]
     source = Source(tokenizer, used, bos=bos, lead=lead, questions=questions or {}, pairs=pairs)
-    asked, not_asked = _questions(tasks, source, protocol)
-    return Plan(protocol, tokenizer, cut, asked, not_asked)
+    made = PromptSet()
+    if prompts > 0:
+        made = make_prompts(tasks, source, lengths=protocol.lengths, count=prompts, seed=seed)
+    return Plan(protocol, tokenizer, cut, made.prompts, made.not_asked)
 
 
 def _windows(
@@ -94,29 +93,3 @@ def _windows(
         bos=protocol.bos,
         seed=protocol.seed,
     )
-
-
-def _questions(
-    names: Sequence[str], source: Source, protocol: Protocol
-) -> tuple[Questions, dict[str, str]]:
-    """Prompts, and the reason for everything that is not asked."""
-    asked: dict[str, Mapping[int, list[Prompt]]] = {}
-    not_asked: dict[str, str] = {}
-    if protocol.prompts == 0:
-        return {}, {}
-    for name in [task.name for task in expand(names, source)]:
-        try:
-            made = make_prompts(
-                [name],
-                source,
-                lengths=protocol.lengths,
-                count=protocol.prompts,
-                seed=protocol.seed,
-            )
-        except DataError as error:
-            not_asked[name] = str(error)
-            continue
-        asked |= made.prompts
-        for length, reason in made.missing.get(name, {}).items():
-            not_asked[f"{name} in {length} tokens"] = reason
-    return asked, not_asked

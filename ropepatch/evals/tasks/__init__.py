@@ -2,7 +2,7 @@
 
 from ropepatch.evals.tasks import cwe, fwe, kv, needle, niah, passkey, qa, vt  # noqa: F401 registers
 from ropepatch.evals.tasks.prompt import Prompt
-from ropepatch.evals.tasks.prompt_sets import PromptSet, make_prompts
+from ropepatch.evals.tasks.prompt_sets import PromptSet, Questions, make_prompts
 from ropepatch.evals.tasks.registry import GROUPS, Place, Task, expand, register, task, tasks
 from ropepatch.evals.tasks.scores import TaskScores
 from ropepatch.evals.tasks.source import Source
@@ -12,6 +12,7 @@ __all__ = [
     "Place",
     "Prompt",
     "PromptSet",
+    "Questions",
     "Source",
     "Task",
     "TaskScores",
