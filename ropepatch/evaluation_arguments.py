@@ -1,9 +1,13 @@
 """The arguments of `ropepatch eval` and `ropepatch compare`, which share all but their models."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from ropepatch.errors import ConfigError
+
+Number = TypeVar("Number", int, float)
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
@@ -68,18 +72,24 @@ def _add_measurement(parser: argparse.ArgumentParser) -> None:
 
 def parse_factors(text: str) -> list[float]:
     """`"2,4"` → `[2.0, 4.0]`"""
-    try:
-        return [float(part) for part in text.split(",") if part]
-    except ValueError:
-        raise ConfigError(f"--factors takes numbers such as 2,4,8; found {text!r}") from None
+    return _numbers(text, float, "--factors takes numbers such as 2,4,8")
 
 
 def parse_lengths(text: str) -> list[int]:
     """`"512,1024"` → `[512, 1024]`"""
+    return _numbers(text, int, "--lengths takes tokens such as 512,1024")
+
+
+def parse_names(text: str) -> list[str]:
+    """`"yarn, ntk"` → `["yarn", "ntk"]`"""
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
+def _numbers(text: str, kind: Callable[[str], Number], takes: str) -> list[Number]:
     try:
-        return [int(part) for part in text.split(",") if part]
+        return [kind(name) for name in parse_names(text)]
     except ValueError:
-        raise ConfigError(f"--lengths takes tokens such as 512,1024; found {text!r}") from None
+        raise ConfigError(f"{takes}; found {text!r}") from None
 
 
 def parse_questions(texts: list[str]) -> dict[str, Path]:

@@ -32,7 +32,12 @@ from ropepatch.evals.sampling import (
 from ropepatch.evals.verdict import judge
 from ropepatch.evals.verdict_table import print_verdicts
 from ropepatch.evals.windows import window_rooms
-from ropepatch.evaluation_arguments import parse_factors, parse_lengths, parse_questions
+from ropepatch.evaluation_arguments import (
+    parse_factors,
+    parse_lengths,
+    parse_names,
+    parse_questions,
+)
 from ropepatch.evaluation_candidates import fingerprint, named_candidates
 from ropepatch.patch import mechanism_of
 from ropepatch.terminal import ShareProgress, silence_transformers
@@ -122,7 +127,7 @@ class _Run:
 
     def _candidates(self) -> list[Candidate]:
         options = self.options
-        methods = [name for name in options.methods.split(",") if name]
+        methods = parse_names(options.methods)
         factors = parse_factors(options.factors)
         return named_candidates(
             options.models, self.base, self.tokenizer, methods, factors, self.trained
@@ -131,7 +136,7 @@ class _Run:
     def _tasks(self) -> list[str]:
         """Those that were asked for; else key–value retrieval, or needles without its tokens."""
         if self.options.tasks:
-            return [name for name in self.options.tasks.split(",") if name]
+            return parse_names(self.options.tasks)
         try:
             RetrievalVocabulary.from_tokenizer(self.tokenizer)
         except DataError:

@@ -1,7 +1,7 @@
 """The model that lm-evaluation-harness runs: patched, and never truncated."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lm_eval.api.registry import register_model
@@ -9,7 +9,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ropepatch.adapters.pretrained import pretrained_model
-from ropepatch.errors import DataError
+from ropepatch.errors import ConfigError, DataError
 from ropepatch.patch import patch_info, patch_model
 from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.verification import verify
@@ -37,7 +37,7 @@ class PatchedLM(HFLM):  # type: ignore[misc]
         max_length: int | None = None,
         **settings: Any,
     ) -> None:
-        model = open_model(pretrained, getattr(torch, dtype, "auto")).to(_device(device))
+        model = open_model(pretrained, _dtype(dtype)).to(_device(device))
         if method is not None:
             patch_model(
                 model, method, factor, target_length=target_length, **(method_options or {})
@@ -76,6 +76,15 @@ class PatchedLM(HFLM):  # type: ignore[misc]
                 f"{self.max_length}, and lm_eval would drop its start; ask for shorter prompts or "
                 "fewer generated tokens, or patch with a larger --factor"
             )
+
+
+def _dtype(name: str) -> torch.dtype | Literal["auto"]:
+    found = getattr(torch, name, None)
+    if name == "auto":
+        return "auto"
+    if not isinstance(found, torch.dtype):
+        raise ConfigError(f"dtype={name!r} is none of torch's; use auto, float32 or bfloat16")
+    return found
 
 
 def _device(name: str | None) -> str:

@@ -46,7 +46,7 @@ def results(tmp_path):
 
 
 def test_methods_are_compared_and_everything_is_written(base, measured, tmp_path, capsys):
-    run("compare", base, "--methods", "yarn,pi", "--factors", "2,4", *measured)
+    run("compare", base, "--methods", "yarn, pi", "--factors", "2,4", *measured)
     said = capsys.readouterr().out
     for label in ("yarn ×2", "yarn ×4", "linear ×2", "linear ×4"):
         assert f"{label}: " in said

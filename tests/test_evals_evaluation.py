@@ -12,6 +12,7 @@ from ropepatch import patch_model, patched
 from ropepatch.corpus import Document, train_tokenizer
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.evals import compare, measure, plan_evaluation
+from ropepatch.evals.windows import held_out_windows
 
 OPTIONS = {
     "lengths": (32, 64, 128),
@@ -57,8 +58,6 @@ def scaled(tokenizer):
 
 
 def test_target_losses_equal_the_models_own_at_every_length(unpatched, tokenizer):
-    from ropepatch.evals.windows import held_out_windows
-
     windows = held_out_windows(DOCUMENTS, tokenizer, longest=128, count=6, targets=16)
     model = fresh_model()
     for length in (32, 64, 128):
@@ -194,8 +193,6 @@ def test_settings_that_measure_nothing_are_refused(tokenizer, changes, message):
 
 
 def test_an_encoder_decoder_model_is_measured_on_the_same_targets_and_prompts(tokenizer):
-    from ropepatch.evals.windows import held_out_windows
-
     model = seq2seq_model(vocab_size=420)
     evaluation = run(model, tokenizer)
     windows = held_out_windows(DOCUMENTS, tokenizer, longest=128, count=6, targets=16)

@@ -163,6 +163,13 @@ def test_room_for_the_answer_is_kept_where_it_is_generated(base):
         harness_model(base, max_length=107).generate_until([asked])
 
 
+@needs_harness
+def test_a_misspelt_dtype_is_refused(base):
+    assert harness_model(base, dtype="bfloat16").model.dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match="dtype='bfloat61' is none of torch's; use auto"):
+        harness_model(base, dtype="bfloat61")
+
+
 def test_a_factor_without_a_method_is_refused(base):
     pytest.importorskip("lm_eval")
     with pytest.raises(ConfigError, match="factor without a method; add --method"):

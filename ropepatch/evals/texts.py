@@ -24,7 +24,7 @@ class Text:
 def read_texts(documents: list[Document], tokenizer: PreTrainedTokenizerBase) -> tuple[Text, ...]:
     """The documents' tokens, without special ones."""
     if not documents:
-        raise DataError("no documents to read")
+        raise DataError("there are no documents to read; give at least one")
     # verbose=False: documents are longer than the model on purpose, windows are cut from them.
     batch = tokenizer(
         [document.text for document in documents],
