@@ -16,7 +16,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
         "models", metavar="MODEL", nargs=1, help="a checkpoint's directory or Hub name"
     )
     _add_measurement(parser)
-    parser.set_defaults(methods="", factors="")
+    parser.set_defaults(comparing=False, methods="", factors="")
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
@@ -30,9 +30,9 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", default="", metavar="yarn,ntk", help="swapped in place on the base"
     )
-    parser.add_argument("--factors", default="4", metavar="2,4,8", help="of every method (4)")
+    parser.add_argument("--factors", default="", metavar="2,4,8", help="of every method (4)")
     _add_measurement(parser)
-    parser.set_defaults(intermixed="models")
+    parser.set_defaults(comparing=True, intermixed="models")
 
 
 def _add_measurement(parser: argparse.ArgumentParser) -> None:
@@ -49,10 +49,15 @@ def _add_measurement(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         help="of ppl: yarn-truncate (the default), yarn-sliding, longlora, disjoint, last-s",
     )
-    add("--stride", type=int, help="tokens between windows, where the protocol slides")
+    add("--stride", type=int, help="tokens between windows, where the protocol slides (256)")
     add("--data", default="stdlib", help="text file or directory (stdlib)")
     add("--lengths", default="", metavar="512,1024", help="tokens (1, 2, 4, 8 times trained)")
-    add("--windows", type=int, default=50, help="held-out windows (50)")
+    add(
+        "--windows",
+        type=int,
+        default=50,
+        help="held-out windows (50); perplexity is of 10 documents",
+    )
     add("--prompts", type=int, default=64, help="per task and length (64)")
     add("--bos", action="store_true", help="start windows and prompts with BOS")
     add("--seed", type=int, default=0)

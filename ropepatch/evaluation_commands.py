@@ -6,8 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ropepatch import __version__
-from ropepatch.adapters.pretrained import pretrained_model
+from ropepatch.adapters.pretrained import pretrained_model, trained_length
 from ropepatch.corpus import Document, RetrievalVocabulary, load_documents
 from ropepatch.description import require_length
 from ropepatch.errors import ConfigError, DataError, UnsupportedModelError
@@ -29,7 +31,7 @@ from ropepatch.evals.sampling import (
     parse_time,
     require_width,
 )
-from ropepatch.evals.verdict import judge
+from ropepatch.evals.verdict import judge, not_finite
 from ropepatch.evals.verdict_table import print_verdicts
 from ropepatch.evals.windows import window_rooms
 from ropepatch.evaluation_arguments import (
@@ -39,7 +41,8 @@ from ropepatch.evaluation_arguments import (
     parse_questions,
 )
 from ropepatch.evaluation_candidates import fingerprint, named_candidates
-from ropepatch.patch import mechanism_of
+from ropepatch.methods.registry import replaces
+from ropepatch.patch import mechanism_of, patch_info
 from ropepatch.terminal import ShareProgress, silence_transformers
 from ropepatch.training.pretrained import open_model, open_tokenizer
 
@@ -51,7 +54,16 @@ _DOCUMENTS = 10  #: of which a named protocol measures the perplexity, as YaRN's
 
 def run_evaluation(options: argparse.Namespace) -> None:
     """Measure the base and every candidate on the same text and prompts; print, and write it all."""
-    _Run(options).run()
+    run = _Run(options)
+    lock = FileLock(run.directory / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"another process measures in {run.directory}; wait for it, or choose another --output"
+        ) from None
+    with lock:
+        run.run()
 
 
 class _Run:
@@ -64,6 +76,13 @@ class _Run:
         if options.ci is not None:
             require_width(options.ci)
         self.name: str = options.models[0]
+        if options.factors and not options.methods:
+            raise ConfigError("--factors are of --methods; give --methods yarn,ntk, too")
+        if options.comparing and len(options.models) == 1 and not options.methods:
+            raise ConfigError(
+                f"there is nothing to compare {self.name} to; give another checkpoint or adapter, or "
+                "--methods yarn,ntk"
+            )
         self.command = "compare" if len(options.models) > 1 or options.methods else "eval"
         self.directory: Path = options.output or Path("out", self.command, Path(self.name).name)
         _require_directory(self.directory)
@@ -94,6 +113,9 @@ class _Run:
             print_verdicts(stages, verdicts)
         else:
             print_table(stages)
+        for stage in stages:
+            if stage.broken_lengths:
+                print(f"{stage.label}: {not_finite(stage.broken_lengths)}")
         print_perplexities(stages)
         for what, reason in plan.not_asked.items():
             print(f"not asked: {what}: {reason}")
@@ -128,7 +150,7 @@ class _Run:
     def _candidates(self) -> list[Candidate]:
         options = self.options
         methods = parse_names(options.methods)
-        factors = parse_factors(options.factors)
+        factors = parse_factors(options.factors or "4")
         return named_candidates(
             options.models, self.base, self.tokenizer, methods, factors, self.trained
         )
@@ -179,14 +201,17 @@ class _Run:
 
     def _check_positions(self) -> None:
         """A table of positions ends where it ends, whatever is asked for."""
+        info = patch_info(self.base)
         try:
-            mechanism_of(self.root)
+            ends = mechanism_of(self.root) == "absolute"
         except UnsupportedModelError:
-            if self.lengths[-1] > self.trained:
-                raise ConfigError(
-                    f"{self.name} has positions for {self.trained} tokens, but {self.lengths[-1]} are "
-                    f"asked for; give --lengths up to {self.trained}"
-                ) from None
+            ends = True
+        rows = trained_length(self.root) or self.trained
+        if ends and (info is None or not replaces(info.method)) and self.lengths[-1] > rows:
+            raise ConfigError(
+                f"{self.name} has positions for {rows} tokens, but {self.lengths[-1]} are asked for; "
+                f"give --lengths up to {rows}"
+            )
 
     def _counts(self, tell: Tell) -> Counts:
         """As given, or from a pilot, or as an earlier part of this run fixed them."""

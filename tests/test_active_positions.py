@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_bias_models import bias_model
 from tiny_models import tiny_model
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, GPTJConfig, GPTJForCausalLM
 
 from ropepatch import patched
 from ropepatch.adapters.active_positions import positions_digest
@@ -89,6 +89,25 @@ def test_one_number_of_a_table_is_enough():
     assert positions_digest(model, LENGTHS) != before
 
 
-def test_a_table_of_positions_has_none():
+def test_of_a_table_of_positions_it_is_of_the_rows():
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": 32}
-    assert positions_digest(GPT2LMHeadModel(GPT2Config(**sizes)), LENGTHS) is None
+    model = GPT2LMHeadModel(GPT2Config(**sizes))
+    table = model.transformer.wpe.weight.detach()
+    assert positions_digest(model, LENGTHS) == digest_of(table)
+    with patched(model, "linear", 1):
+        assert positions_digest(model, LENGTHS) == digest_of(table)
+
+
+def test_encodings_that_are_put_in_differ_from_each_other():
+    names = ("alibi", "kerple_log", "sandwich", "nope", "xpos", "sinusoidal", "learned")
+    model, found = llama(), {positions_digest(llama(), LENGTHS)}
+    for name in names:
+        with patched(model, name, 2):
+            found.add(positions_digest(model, LENGTHS))
+    assert len(found) == len(names) + 1
+
+
+def test_a_model_that_is_not_understood_has_none():
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": 32}
+    model = GPTJForCausalLM(GPTJConfig(**sizes, rotary_dim=4))
+    assert positions_digest(model, LENGTHS) is None

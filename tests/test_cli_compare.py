@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from test_cli import refused
 from tiny_runs import LENGTH, extension_tree, pretraining
 from tiny_tokenizer import tiny_tokenizer
@@ -186,13 +187,19 @@ def test_tasks_that_do_not_fit_are_said(base, measured, capsys):
         (["--questions", "qa_3={tmp}/none.json"], "no task 'qa_3' reads questions; qa_1 and qa_2"),
         (["--budget", "soon"], "write 90s, 10m or 1.5h"),
         (["--ci", "2"], "must lie between 0 and 1"),
+        (["compare"], "there is nothing to compare"),
+        (["compare", "--factors", "2"], "--factors are of --methods"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_measured(
     base, measured, tmp_path, capsys, arguments, expected
 ):
     filled = [argument.format(tmp=tmp_path) for argument in arguments]
-    said = refused(capsys, "compare", base, *filled, *measured)
+    if filled[0] == "compare":
+        command, *filled = filled
+    else:
+        command = "compare" if "--methods" in filled or "none" in filled[0] else "eval"
+    said = refused(capsys, command, base, *filled, *measured)
     assert expected in said
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -216,3 +223,11 @@ def test_a_table_of_positions_is_not_read_beyond_its_end(base, measured, tmp_pat
     tokenizer.save_pretrained(tmp_path / "gpt2")
     said = refused(capsys, "eval", tmp_path / "gpt2", *measured)
     assert "has positions for 64 tokens, but 128 are asked for" in said
+
+
+def test_a_directory_in_which_another_process_measures_is_refused(base, measured, tmp_path, capsys):
+    (tmp_path / "out").mkdir(exist_ok=True)
+    with FileLock(tmp_path / "out" / ".lock"):
+        said = refused(capsys, "eval", base, *measured)
+    assert "another process measures in" in said
+    assert not (tmp_path / "out" / "manifest.json").exists()

@@ -165,6 +165,16 @@ def test_a_model_that_gives_no_numbers_is_regressed(broken):
     assert "not finite" in verdict.reasons[0]
 
 
+def test_a_model_without_numbers_is_regressed_however_few_the_windows():
+    few = {"documents": 2, "prompts": 2}
+    before, after = made_evaluation(**few), made_evaluation(**few)
+    losses = {length: np.full_like(each, np.inf) for length, each in after.target_losses.items()}
+    verdict = judge(before, replace(after, target_losses=losses))
+    assert verdict.word == "regressed"
+    assert "losses in" in verdict.reasons[0]
+    assert "not finite" in verdict.reasons[0]
+
+
 def test_too_few_documents_to_show_anything_are_said():
     base = made_evaluation(documents=4, prompts=8)
     verdict = judge(base, made_evaluation(seed=1, losses=(1.0,) * 4, documents=4, prompts=8))

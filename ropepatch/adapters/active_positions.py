@@ -41,6 +41,8 @@ def positions_digest(model: PreTrainedModel, lengths: Sequence[int]) -> str | No
             values += _placed_values(model, int(rows.max()))
     except UnsupportedModelError:
         return None
+    if not values:
+        return None
     # Sorted, as the tables of a stack come in no order.
     parts = sorted(hashlib.sha256(b"".join(map(_content, each))).digest() for each in values)
     return hashlib.sha256(b"".join(parts)).hexdigest()[:8]
@@ -58,9 +60,8 @@ def _active_biases(model: PreTrainedModel) -> list[ScoreBias]:
     carriers += [each for each in forwards if isinstance(each, BiasedForward)]
     live = {id(each.bias): each.bias for each in carriers}
     found = [bias for bias in live.values() if bias is not None]
-    return found or [
-        bias for stack in find_bias_stacks(model) for bias in stack.biases(None, 1).values()
-    ]
+    own = (bias for stack in find_bias_stacks(model) for bias in stack.biases(None, 1).values())
+    return found or list({id(bias): bias for bias in own}.values())
 
 
 def _bias_values(bias: ScoreBias, rows: Tensor) -> list[Tensor]:

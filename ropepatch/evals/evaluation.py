@@ -125,6 +125,11 @@ class Evaluation:
         """Mean score that guessing gives in a task; None where nothing was asked."""
         return max((scores.chance for scores in self.tasks.get(task, {}).values()), default=None)
 
+    @property
+    def broken_lengths(self) -> tuple[int, ...]:
+        """Windows in which some loss is no finite number: weights or positions are broken."""
+        return tuple(n for n, each in self.target_losses.items() if not np.isfinite(each).all())
+
     def target_means(self, length: int) -> Floats:
         """Mean loss of the fixed targets in a window of `length` tokens, (windows,)."""
         return _row_means(self.target_losses[length])

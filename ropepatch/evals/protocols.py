@@ -153,5 +153,5 @@ def check_lengths(protocol: PerplexityProtocol, lengths: Sequence[int]) -> None:
     if protocol.cut is cut_sliding and (protocol.stride or 0) >= lengths[0]:
         raise ConfigError(
             f"windows of {lengths[0]} tokens at a stride of {protocol.stride} leave tokens between them "
-            f"out; use a stride below {lengths[0]}, or longer windows"
+            f"out; use a stride below {lengths[0]} (--stride), or longer windows (--lengths)"
         )

@@ -9,7 +9,7 @@ user had, nor anywhere if that is so at the length that its patch is made for. A
 again in text that it cannot read any more.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,16 +69,18 @@ def judge(base: Evaluation, candidate: Evaluation) -> Verdict:
     differences = compare(base, candidate)
     harms, gains = _harms(base, candidate, differences), _gains(base, candidate, differences)
     harmed, gained = ([each for each in found if each.shown] for found in (harms, gains))
+    broken = [n for n in candidate.broken_lengths if n not in base.broken_lengths]
     refuted = _refuted_lengths(base, candidate)
     counted = [each for each in gained if each.length not in refuted]
     unused = unused_context(candidate)
     return Verdict(
         base=base.label,
         candidate=candidate.label,
-        word="regressed" if harmed else "improved" if counted else "no evidence",
+        word="regressed" if harmed or broken else "improved" if counted else "no evidence",
         reasons=(
             *(
                 [
+                    *([f"worse: {not_finite(broken)}"] if broken else []),
                     *_reasons("worse", harmed),
                     *_reasons("better", counted),
                     *_reasons(
@@ -97,6 +99,14 @@ def judge(base: Evaluation, candidate: Evaluation) -> Verdict:
         relative=relative_length(candidate),
         absolute=absolute_length(candidate),
         unused=unused,
+    )
+
+
+def not_finite(lengths: Sequence[int]) -> str:
+    """What is said of a model that gives no numbers."""
+    where = ", ".join(map(str, lengths))
+    return (
+        f"losses in {where} tokens are not finite; look for NaN in its weights, or other positions"
     )
 
 
