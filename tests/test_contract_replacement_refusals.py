@@ -243,3 +243,29 @@ def test_cross_attention_that_cannot_be_told_from_its_own_is_refused():
     config = transformers.GPT2Config(**SMALL, **sizes, add_cross_attention=True)
     model = transformers.GPT2LMHeadModel(config).eval()
     assert_refused(model, UnsupportedModelError, "has cross-attention", "kerple_log", 2)
+
+
+@pytest.mark.parametrize("method", ["alibi", "xpos"])
+def test_positions_that_skip_are_refused_where_tokens_are_counted(method):
+    model = patch_model(tiny_model("llama"), method, 2)
+    ids, skipping = token_ids(1, 6), torch.tensor([[0, 1, 2, 20, 21, 22]])
+    for arguments in ({}, {"attention_mask": torch.ones_like(ids)}):
+        with pytest.raises(MaskError, match="position_ids skip or start again"):
+            model(ids, position_ids=skipping, **arguments)
+    with pytest.raises(MaskError, match="leave out the mask"):
+        model(
+            ids,
+            position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]),
+            attention_mask=torch.ones_like(ids),
+        )
+    model(ids, position_ids=torch.arange(4, 10)[None], attention_mask=torch.ones_like(ids))
+
+
+def test_vectors_by_position_follow_positions_that_skip():
+    model = patch_model(tiny_model("llama"), "sinusoidal", 2)
+    ids, mask = token_ids(1, 6), torch.ones(1, 6, dtype=torch.long)
+    skipping = torch.tensor([[0, 1, 2, 20, 21, 22]])
+    with torch.no_grad():
+        told = model(ids, position_ids=skipping, attention_mask=mask).logits
+        counted = model(ids, attention_mask=mask).logits
+    assert not torch.allclose(told, counted)

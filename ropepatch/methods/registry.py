@@ -16,7 +16,7 @@ from ropepatch.methods.base import (
     RotaryGeometry,
     require_count,
 )
-from ropepatch.methods.replacement import Replacement
+from ropepatch.methods.replacement import Replacement, TableMethod
 from ropepatch.spelling import did_you_mean
 
 MethodClass = TypeVar("MethodClass", bound=type[Method])
@@ -112,6 +112,11 @@ def methods_for(mechanism: str | None = None, *, replacing: bool | None = None) 
 def replaces(name: str) -> bool:
     """Whether a method puts another encoding in the place of the checkpoint's, rather than scale it."""
     return issubclass(method_class(name), Replacement)
+
+
+def counts_tokens(name: str) -> bool:
+    """Whether a method puts in what goes by distances in tokens, whatever positions a caller gives."""
+    return replaces(name) and not issubclass(method_class(name), TableMethod)
 
 
 def serving(mechanism: str) -> str:

@@ -25,7 +25,7 @@ from ropepatch.adapters.pretrained import (
 )
 from ropepatch.corpus import Document, train_tokenizer
 from ropepatch.errors import ConfigError, DataError, RopepatchWarning
-from ropepatch.methods.registry import method_class
+from ropepatch.methods.registry import counts_tokens, method_class
 from ropepatch.patch import patch_info, patch_model
 from ropepatch.training.borders import check_borders
 from ropepatch.training.induction import add_induction_circuit
@@ -173,6 +173,11 @@ def _check_positions(model: PreTrainedModel, recipe: Recipe) -> None:
         raise ConfigError(
             f"data.positions is for models that take position_ids; {type(model).__name__} counts "
             "its tokens itself; leave it out and train at the full length"
+        )
+    if recipe.patch is not None and counts_tokens(recipe.patch.method):
+        raise ConfigError(
+            f"patch.method {recipe.patch.method!r} goes by the distance in tokens, which "
+            "data.positions does not change; leave data.positions out and train at the full length"
         )
     if recipe.patch is not None and method_class(recipe.patch.method).length_dependent:
         raise ConfigError(
