@@ -3,6 +3,7 @@
 import pytest
 import torch
 from decoding import in_pieces, make_cache
+from peft import LoraConfig, get_peft_model
 from replacement_cells import ABSOLUTE_CELLS, answers, fresh, replaced
 from tiny_bias_models import assert_near
 from tiny_models import token_ids
@@ -179,3 +180,21 @@ def test_a_cell_is_the_same_in_bfloat16_whichever_comes_first(kind):
         first = patch_model(fresh(kind), method, 2).to(torch.bfloat16)
         last = patch_model(fresh(kind).to(torch.bfloat16), method, 2)
         assert torch.equal(answers(first, LONG), answers(last, LONG))
+
+
+def test_peft_trains_a_copy_of_an_interpolated_table_and_of_nothing_else():
+    model = patch_model(fresh("gpt2"), "linear", 2)
+    before = sum(parameter.numel() for parameter in model.parameters())
+    config = LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["wpe"])
+    wrapped = get_peft_model(model, config)
+    copied = wrapped.base_model.model.transformer.wpe.modules_to_save["default"]
+    assert sum(parameter.numel() for parameter in copied.parameters()) == copied.weight.numel()
+    held = {id(module) for module in wrapped.modules()}
+    assert all(id(module) in held for module in copied.modules())
+    assert vars(copied)["forward"].module is copied
+    assert vars(copied)["forward"].stack is None
+    wrapped(SHORT, labels=SHORT).loss.backward()
+    assert copied.weight.grad.abs().sum() > 0
+    adapters = sum(p.numel() for name, p in wrapped.named_parameters() if "lora_" in name)
+    total = sum(parameter.numel() for parameter in wrapped.parameters())
+    assert total == before + adapters + copied.weight.numel()

@@ -68,28 +68,33 @@ def find_tables(model: PreTrainedModel) -> list[PositionTable]:
 
 @dataclass(eq=False)
 class TableForward:
-    """`forward` of one table, on this one model: other vectors for the same positions."""
+    """`forward` of one table, on this one model: other vectors for the same positions.
 
-    table: PositionTable
+    PEFT trains a copy of a table with all that it holds, which is therefore no more than it needs.
+    """
+
+    module: nn.Embedding
+    offset: int
     method: Method
-    stack: nn.Module  #: holds the module of a method that makes vectors, by its name
+    stack: nn.Module | None  #: holds the module of a method that makes vectors, by its name
 
     def __call__(self, position_ids: Tensor) -> Tensor:
-        return self.vectors(position_ids - self.table.offset)
+        return self.vectors(position_ids - self.offset)
 
     def vectors(self, positions: Tensor) -> Tensor:
         """(batch, n) → (batch, n, channels). Padding, which is before position 0, keeps its row."""
-        weight = self.table.module.weight
+        weight = self.module.weight
         if isinstance(self.method, TableMethod):
+            assert self.stack is not None
             made: Tensor = self.stack.get_submodule(self.method.name)(positions.clamp(min=0))
             return (made * (positions >= 0)[..., None]).to(weight.dtype)
         if isinstance(self.method, Replacement):
             return weight.new_zeros(*positions.shape, weight.shape[1])
         if not torch.compiler.is_compiling():
-            rows = round(self.table.rows * self.method.factor)
+            rows = round((self.module.num_embeddings - self.offset) * self.method.factor)
             require_rows(f"the table, interpolated by {self.method.factor:g},", rows, positions)
         places = torch.where(positions < 0, positions, self.method.absolute(positions))
-        return interpolate_rows(weight, places + self.table.offset).to(weight.dtype)
+        return interpolate_rows(weight, places + self.offset).to(weight.dtype)
 
 
 class OptTableForward(TableForward):
@@ -107,4 +112,6 @@ class OptTableForward(TableForward):
 def table_forward(table: PositionTable, method: Method, stack: nn.Module) -> TableForward:
     """What stands in for a table's own forward."""
     kind = OptTableForward if hasattr(table.module, "offset") else TableForward
-    return kind(table, method, stack)
+    return kind(
+        table.module, table.offset, method, stack if isinstance(method, TableMethod) else None
+    )
