@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 RECORD = "_ropepatch_record"
@@ -74,20 +75,22 @@ class AttributeChange:
         setattr(self.target, self.attribute, self._taken_out or after)
 
     def revert(self) -> None:
+        live = _own_attribute(self.target, self.attribute)
         if isinstance(self.after, nn.Module):
-            live = _own_attribute(self.target, self.attribute)
             self._taken_out = live if isinstance(live, nn.Module) else None
-        if isinstance(self.before, Tensor):  # a buffer, and the model may have moved meanwhile
-            self.before = self.before.to(self.after.device)
+        if isinstance(live, Tensor):  # a buffer, and the model may have moved meanwhile
+            self.before = self.before.to(live.device)
         if self.before is not ABSENT:
             setattr(self.target, self.attribute, self.before)
-        elif _own_attribute(self.target, self.attribute) is not ABSENT:
+        elif live is not ABSENT:
             delattr(self.target, self.attribute)
 
     def is_live(self) -> bool:
         live = _own_attribute(self.target, self.attribute)
         if isinstance(live, nn.Module):
             return self.module() is not None
+        if isinstance(live, Tensor):
+            return torch.equal(live.cpu(), self.after.cpu())
         return live is self.after or bool(live == self.after)
 
     def module(self) -> nn.Module | None:

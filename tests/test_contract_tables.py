@@ -198,3 +198,13 @@ def test_peft_trains_a_copy_of_an_interpolated_table_and_of_nothing_else():
     adapters = sum(p.numel() for name, p in wrapped.named_parameters() if "lora_" in name)
     total = sum(parameter.numel() for parameter in wrapped.parameters())
     assert total == before + adapters + copied.weight.numel()
+
+
+@pytest.mark.parametrize("kind", ENCODER_KINDS)
+def test_what_a_parent_keeps_for_every_position_may_be_copied_and_moved(kind):
+    model = patch_model(fresh(kind), "linear", 2)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.clone())  # as `to(device)` does
+    verify(model)
+    assert_near(answers(unpatch_model(model), SHORT), answers(fresh(kind), SHORT))
