@@ -1,6 +1,6 @@
 """What there is to see of a model's encoding, as it is or as a method would make it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ropepatch.adapters.bias_stacks import BiasStack, find_bias_stacks
+from ropepatch.adapters.bias_stacks import BiasStack, each_once, find_bias_stacks
 from ropepatch.adapters.biased import BiasedForward, forward_attribute
 from ropepatch.adapters.pretrained import pretrained_model, text_config, trained_length
 from ropepatch.adapters.rope_parameters import original_length, parameters_of
@@ -202,7 +202,7 @@ def _biased(model: PreTrainedModel, method: Method | None, length: int) -> list[
     target = length if method is None else round(method.factor * length)
     portraits: list[Portrait] = []
     for stack in find_bias_stacks(model):
-        biases = _live(stack, method) or _each_once(stack.biases(method, length).values())
+        biases = _live(stack, method) or each_once(stack.biases(method, length).values())
         layer = f", layer 1 of {len(biases)}" if len(biases) > 1 else ""
         part = "" if stack.mechanism == "alibi" else f"{stack.part}{layer}"
         portraits.append(
@@ -216,10 +216,6 @@ def _biased(model: PreTrainedModel, method: Method | None, length: int) -> list[
             )
         )
     return portraits
-
-
-def _each_once(biases: Iterable[ScoreBias]) -> list[ScoreBias]:
-    return list({id(bias): bias for bias in biases}.values())
 
 
 def _live(stack: BiasStack, method: Method | None) -> list[ScoreBias]:

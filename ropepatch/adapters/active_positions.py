@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ropepatch.adapters.bias_stacks import find_bias_stacks
+from ropepatch.adapters.bias_stacks import each_once, find_bias_stacks
 from ropepatch.adapters.biased import BiasedForward, forward_attribute
 from ropepatch.adapters.interface import Site, site_of
 from ropepatch.adapters.rotary import (
@@ -58,10 +58,9 @@ def _active_biases(model: PreTrainedModel) -> list[ScoreBias]:
     sites = map(site_of, model.modules())
     carriers: list[Site | BiasedForward] = [each for each in sites if each is not None]
     carriers += [each for each in forwards if isinstance(each, BiasedForward)]
-    live = {id(each.bias): each.bias for each in carriers}
-    found = [bias for bias in live.values() if bias is not None]
+    found = each_once(each.bias for each in carriers if each.bias is not None)
     own = (bias for stack in find_bias_stacks(model) for bias in stack.biases(None, 1).values())
-    return found or list({id(bias): bias for bias in own}.values())
+    return found or each_once(own)
 
 
 def _bias_values(bias: ScoreBias, rows: Tensor) -> list[Tensor]:

@@ -6,19 +6,26 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ropepatch.adapters.bias_stacks import ALIBI, BiasStack, Part, find_bias_stacks, notes_on
+from ropepatch.adapters.bias_stacks import (
+    ALIBI,
+    BiasStack,
+    Part,
+    each_once,
+    find_bias_stacks,
+    notes_on,
+)
 from ropepatch.adapters.biased import forward_attribute, no_bias
 from ropepatch.adapters.caches import ScaleRows
-from ropepatch.adapters.masks import CompactMasks, padding_mask_for_generate
+from ropepatch.adapters.masks import CompactMasks
 from ropepatch.adapters.placing import AddVectors, bias_changes, table_changes
 from ropepatch.adapters.plan import (
-    NOTICE,
-    REFUSALS,
     checked_length,
     config_changes,
     generation_changes,
+    mask_changes,
+    refusing_changes,
     request_changes,
 )
 from ropepatch.adapters.pretrained import (
@@ -81,7 +88,7 @@ def plan_bias(
         if isinstance(method, Replacement) and stack.part in chosen:
             changes += _placed_modules(stack, method, length, profiles)
         made = stack.biases(method if stack.part in chosen else None, length)
-        own = list({id(bias): bias for bias in made.values()}.values())
+        own = each_once(made.values())
         biases += own
         if method.length_dependent:  # before masks are made compact, which hides lengths
             changes += [
@@ -91,13 +98,14 @@ def plan_bias(
             ]
         changes += _stack_changes(stack, made, kernel)
     native = _native_attributes(biases, method)
-    for config in text_configs(model):
-        changes += _config_changes(config, attribute, manifest, native)
+    after = {} if attribute is None else {attribute: manifest.max_position_embeddings}
+    if native is None:
+        changes += refusing_changes(model, after, manifest)
+    else:
+        for config in text_configs(model):
+            changes += config_changes(config, after | native, manifest)
     changes += generation_changes(model, attribute, manifest)
-    if model.can_generate():
-        changes.append(
-            AttributeChange(model, "create_masks_for_generate", padding_mask_for_generate)
-        )
+    changes += mask_changes(model)
     if method.length_dependent:
         changes += request_changes(model, biases)
     sites = tuple(each.path for stack in stacks for each in stack.attentions)
@@ -205,23 +213,6 @@ def _scales(bias: ScoreBias) -> bool:
         or bias.is_scaled()
         or (bias.method is not None and bias.method.length_dependent)
     )
-
-
-def _config_changes(
-    config: PreTrainedConfig,
-    attribute: str | None,
-    manifest: Manifest,
-    native: dict[str, Any] | None,
-) -> list[Change]:
-    """The new length, and what makes plain transformers scale alike or refuse to load."""
-    after: dict[str, Any] = (
-        {} if attribute is None else {attribute: manifest.max_position_embeddings}
-    )
-    changes = config_changes(config, after | (native or {}), manifest)
-    if native is None:
-        notice = f"{manifest.method} ({NOTICE})"
-        changes += [AttributeChange(config, refusal, notice) for refusal in REFUSALS]
-    return changes
 
 
 def _native_attributes(biases: list[ScoreBias], method: Method) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Stacks of layers whose scores carry a bias: ALiBi by architecture, T5's tables by structure."""
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -88,6 +89,11 @@ class BiasStack:
         )
         tables = {each.owner: BucketBias(geometry, method, each.owner) for each in attentions}
         return {each.module: tables[each.owner] for each in attentions}
+
+
+def each_once(biases: Iterable[ScoreBias]) -> list[ScoreBias]:
+    """Biases without those that come again, as layers share theirs."""
+    return list({id(bias): bias for bias in biases}.values())
 
 
 def alibi_geometry(config: PreTrainedConfig, length: int) -> AlibiGeometry:

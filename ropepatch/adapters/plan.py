@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ropepatch.adapters.generation import FixedScaleGenerate, refuse_continuous_batching
+from ropepatch.adapters.masks import padding_mask_for_generate
 from ropepatch.adapters.pretrained import text_config, text_configs
 from ropepatch.errors import LengthError
 from ropepatch.manifest import CONFIG_KEY, Manifest
@@ -50,6 +51,13 @@ def refusing_changes(
         changes += config_changes(config, after, manifest)
         changes += [AttributeChange(config, refusal, notice) for refusal in REFUSALS]
     return changes
+
+
+def mask_changes(model: PreTrainedModel) -> list[Change]:
+    """`generate` hands on the padding mask as it is: ours are made, compact, within the forward."""
+    if not model.can_generate():
+        return []
+    return [AttributeChange(model, "create_masks_for_generate", padding_mask_for_generate)]
 
 
 def generation_changes(

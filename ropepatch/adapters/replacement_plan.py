@@ -11,7 +11,6 @@ from ropepatch.adapters.attention_sites import AttentionModule, computes_itself,
 from ropepatch.adapters.bias_plan import checked_kernel
 from ropepatch.adapters.biased import forward_attribute
 from ropepatch.adapters.interface import IMPLEMENTATION, NAME, Site, site_change
-from ropepatch.adapters.masks import padding_mask_for_generate
 from ropepatch.adapters.placing import (
     AddVectors,
     RequireLive,
@@ -19,7 +18,12 @@ from ropepatch.adapters.placing import (
     bias_changes,
     table_changes,
 )
-from ropepatch.adapters.plan import checked_length, generation_changes, refusing_changes
+from ropepatch.adapters.plan import (
+    checked_length,
+    generation_changes,
+    mask_changes,
+    refusing_changes,
+)
 from ropepatch.adapters.pretrained import length_attribute, text_config, text_configs
 from ropepatch.adapters.profile import checked_text, fit_to, measure_modules
 from ropepatch.adapters.rope_parameters import original_length, require_unscaled
@@ -121,12 +125,7 @@ def _attention_changes(
         site = Site(PlacedBias(stack, own, each.heads, layer), kernel, each.causal, decay)
         changes.append(site_change(each.module, site))
     changes += [AttributeChange(config, IMPLEMENTATION, NAME) for config in text_configs(model)]
-    if model.can_generate():
-        # Outside of a forward call, masks have to be tensors.
-        changes.append(
-            AttributeChange(model, "create_masks_for_generate", padding_mask_for_generate)
-        )
-    return [*changes, HookChange(stack, RequireLive())]
+    return [*changes, *mask_changes(model), HookChange(stack, RequireLive())]
 
 
 def plan_absolute(
