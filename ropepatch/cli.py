@@ -192,11 +192,12 @@ def patch(options: argparse.Namespace) -> None:
 
     tokenizer = open_tokenizer(options.model)
     if options.fit is not None:
+        from ropepatch.corpus import load_documents
         from ropepatch.corpus.fitting import fitting_text
         from ropepatch.description import require_length
 
         length = require_length(model, options.original_max_position_embeddings)
-        text = fitting_text(options.fit, tokenizer, length)
+        text = fitting_text(load_documents(options.fit, "train"), tokenizer, length)
         method_options |= {"fit": "profile", "text": text}
     patch_model(
         model,

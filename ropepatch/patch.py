@@ -21,8 +21,9 @@ from ropepatch.errors import AlreadyPatchedError, LengthError, MethodOptionError
 from ropepatch.manifest import PatchInfo
 from ropepatch.methods import Method, make_method, methods_for
 from ropepatch.methods.base import require_number
+from ropepatch.methods.fitting import require_score_bias
 from ropepatch.methods.registry import method_class
-from ropepatch.methods.replacement import Replacement, ScoreBiasMethod
+from ropepatch.methods.replacement import Replacement
 from ropepatch.surgery import HookChange, PatchRecord, find_record
 
 _DEFAULT_FACTOR = 4.0
@@ -141,8 +142,8 @@ def _checked_fit(method: str | Method, fit: str | None, text: Tensor | None) -> 
             f"{given} is given without {missing}; fit='profile' measures mean scores on text=, input_ids "
             "of shape (rows, tokens)"
         )
-    if fit is not None and not issubclass(kind, ScoreBiasMethod):
-        raise MethodOptionError(f"{kind.name!r} adds no score bias, so there is nothing to fit")
+    if fit is not None:
+        require_score_bias(kind)
     return text
 
 

@@ -1,6 +1,7 @@
 """What trains in a replaced encoding: ordinary parameters of the patched model."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -9,7 +10,7 @@ from dense_replacements import dense_logits
 from replacement_cells import ALIBI, IDS, Cell, answers, fresh, placed, replaced
 from safetensors.torch import load_file
 from tiny_bias_models import assert_near, padded
-from tiny_models import KINDS
+from tiny_models import KINDS, tiny_model, token_ids
 from torch import Tensor
 
 from ropepatch import patch_model, save_pretrained, unpatch_model
@@ -221,3 +222,19 @@ def test_they_are_cast_with_the_model_whether_before_or_after_the_patch(cell):
     assert {p.dtype for p in placed(later, cell.method).values()} == {torch.bfloat16}
     assert torch.equal(answers(model), answers(later))
     assert answers(model).isfinite().all()
+
+
+def test_vectors_are_added_to_embeddings_that_are_multiplied_already():
+    model, ids = tiny_model("granite", embedding_multiplier=12.0), token_ids(1, 8)
+    patch_model(model, "sinusoidal", 2)
+    seen = []
+    model.model.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(ids)
+        wanted = 12.0 * model.get_input_embeddings()(ids)
+    for position in range(8):
+        for pair in range(wanted.shape[-1] // 2):
+            angle = position / 10000 ** (2 * pair / wanted.shape[-1])
+            wanted[0, position, 2 * pair] += math.sin(angle)
+            wanted[0, position, 2 * pair + 1] += math.cos(angle)
+    torch.testing.assert_close(seen[0], wanted)

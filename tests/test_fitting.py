@@ -13,6 +13,7 @@ from ropepatch.adapters.attention_sites import find_attention
 from ropepatch.adapters.profile import measure_modules
 from ropepatch.adapters.rotary import find_rotary_modules
 from ropepatch.attention.profiles import ScoreProfile
+from ropepatch.corpus import load_documents
 from ropepatch.corpus.fitting import fitting_text
 from ropepatch.errors import DataError, MethodOptionError
 from ropepatch.methods import make_method
@@ -132,7 +133,7 @@ def held_out_loss(model, text):
 @pytest.mark.parametrize(("per_layer", "gain"), [(False, 0.3), (True, 1.0)])
 def test_a_fitted_conversion_of_a_trained_checkpoint_is_closer_to_it(checkpoint, per_layer, gain):
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    text = fitting_text("stdlib", tokenizer, 256)[:24]
+    text = fitting_text(load_documents("stdlib", "train"), tokenizer, 256)[:24]
     fitted_on, other = text[:16], text[16:]
     with patched(checkpoint, "t5_bias", 4, per_layer=per_layer):
         without = held_out_loss(checkpoint, other)

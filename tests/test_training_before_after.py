@@ -247,3 +247,27 @@ def test_without_a_patch_lengths_follow_what_is_trained_on(tmp_path, base, lengt
     recipe = replace(recipe, data=replace(recipe.data, length=length))
     model = AutoModelForCausalLM.from_pretrained(base.directory)
     assert evaluation_lengths(recipe, model) == expected
+
+
+def test_a_patch_that_is_fitted_starts_so_in_training_and_is_measured_so(tmp_path, base):
+    tree = extension_tree(tmp_path, base.directory)
+    tree["patch"] = {"method": "kerple_log", "factor": 4, "fit": "profile"}
+    tree["training"] |= {"max_steps": 1, "learning_rate": 1e-12}
+    del tree["lora"]
+    result = train(parse_recipe(with_evaluation(tree, tmp_path)))
+    _, untrained, trained = result.stages
+    np.testing.assert_allclose(losses(untrained), losses(trained), atol=1e-4)
+
+    corpus = load_documents(tree["data"]["source"], "train")
+    tokens = AutoTokenizer.from_pretrained(base.directory)(
+        corpus[0].text, add_special_tokens=False, return_tensors="pt"
+    )["input_ids"]
+    middle = (tokens.shape[1] - LENGTH) // 2
+    model = AutoModelForCausalLM.from_pretrained(base.directory)
+    text = tokens[:, middle : middle + LENGTH]
+    patch_model(model, "kerple_log", 4, fit="profile", text=text)
+    expected = measured_by_hand(model, untrained, result.directory.parent)
+    np.testing.assert_allclose(losses(untrained), losses(expected), atol=1e-5)
+    patch_model(model, "kerple_log", 4, replace=True)
+    plain = measured_by_hand(model, untrained, result.directory.parent)
+    assert np.abs(losses(plain)[0] - losses(untrained)[0]).max() > 1e-3

@@ -88,6 +88,8 @@ class AddVectors:
             embeddings = stack.get_input_embeddings()(given.pop("input_ids"))
         positions = _positions(given, embeddings)
         vectors: Tensor = stack.get_submodule(self.name)(positions)
+        # Granite's stack multiplies what it is given; others do so within the embedding module.
+        vectors = vectors / getattr(stack.config, "embedding_multiplier", 1.0)
         given["inputs_embeds"] = embeddings + vectors.to(embeddings.device, embeddings.dtype)
         return (), given
 

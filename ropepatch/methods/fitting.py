@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ropepatch.errors import MethodOptionError
+from ropepatch.methods.base import Method
 from ropepatch.methods.replacement import HeadGeometry, ScoreBiasMethod
 
 _STEPS = 1000  #: of the optimiser at most; biases have a few parameters for each head
@@ -23,6 +24,23 @@ def correlations(query: Tensor, key: Tensor) -> Tensor:
     return torch.cat([sums[..., length + 1 :], sums[..., :length]], -1)
 
 
+def require_score_bias(kind: type[Method]) -> None:
+    """Raise MethodOptionError unless methods of this kind add a bias to scores."""
+    if not issubclass(kind, ScoreBiasMethod):
+        raise MethodOptionError(f"{kind.name!r} adds no score bias, so there is nothing to fit")
+
+
+def require_fit(method: Method) -> None:
+    """Raise MethodOptionError unless a bias with these options can be fitted."""
+    require_score_bias(type(method))
+    geometry = HeadGeometry(original_max_position_embeddings=2048, num_heads=8)  # as good as any
+    if isinstance(method, ScoreBiasMethod) and not method.initial(geometry):
+        raise MethodOptionError(
+            f"{method.name!r} with these options has no parameters, so there is nothing to fit; leave "
+            "fit out, or choose slopes='trainable' for 'alibi'"
+        )
+
+
 def fit_bias(
     method: ScoreBiasMethod,
     geometry: HeadGeometry,
@@ -36,12 +54,8 @@ def fit_bias(
     that follow the attention, Σ w·(bias − profile − c)² is least; softmax does not see the constant c of
     every head. Raises MethodOptionError for a method in which nothing trains.
     """
+    require_fit(method)
     start = method.initial(geometry)
-    if not start:
-        raise MethodOptionError(
-            f"{method.name!r} with these options has no parameters, so there is nothing to fit; leave "
-            "fit out, or choose slopes='trainable' for 'alibi'"
-        )
     free = {name: _unbounded(value, *_limits(method, name)) for name, value in start.items()}
     for value in free.values():
         value.requires_grad_(True)

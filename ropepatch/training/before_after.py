@@ -14,7 +14,12 @@ from ropepatch.errors import ConfigError, DataError
 from ropepatch.evals import Evaluation, Plan, compare, measure, plan_evaluation, write_report
 from ropepatch.manifest import PatchInfo
 from ropepatch.patch import patch_info, patched, unpatch_model
-from ropepatch.training.models import apply_patch, base_model, patch_arguments
+from ropepatch.training.models import (
+    apply_patch,
+    base_model,
+    fit_arguments,
+    patch_arguments,
+)
 from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.training.recipe import Recipe, recipe_tree
 from ropepatch.training.run_directory import RunDirectory
@@ -133,7 +138,8 @@ class _Measurement:
         if patch is None:
             return [self._measure(base, "before training")]
         # First with the patch, which says how long the windows are.
-        with patched(base, **patch_arguments(patch)):
+        fit = fit_arguments(self.recipe, pretrained_model(base), self.tokenizer)
+        with patched(base, **patch_arguments(patch), **fit):
             untrained = self._measure(base, _name(patch, patch.factor))
         own = patch_info(base)
         if own is None:

@@ -5,7 +5,7 @@ import inspect
 import math
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -24,6 +24,7 @@ from ropepatch.adapters.pretrained import (
     trained_length,
 )
 from ropepatch.corpus import Document, train_tokenizer
+from ropepatch.corpus.fitting import fitting_text
 from ropepatch.errors import ConfigError, DataError, RopepatchWarning
 from ropepatch.methods.registry import counts_tokens, method_class
 from ropepatch.patch import patch_info, patch_model
@@ -42,6 +43,7 @@ from ropepatch.training.quantization import loading_options, prepare_quantized
 from ropepatch.training.recipe import Recipe
 from ropepatch.training.requirements import require_liger_kernels
 from ropepatch.training.sections import ModelRecipe, PatchRecipe, TokenizerRecipe
+from ropepatch.training.sequences import open_corpus
 from ropepatch.training.sparse_attention import use_sparse_attention
 from ropepatch.training.weightless import weightless_model
 
@@ -76,7 +78,8 @@ def load_model(
     if shifted is not None:  # before the patch, whose layers look at values that a dry run has not
         use_sparse_attention(model, shifted.group, shift=shifted.shift)
     if recipe.patch is not None:
-        _patch_for_lengths(recipe, model, recipe.patch)
+        fit = fit_arguments(recipe, model, tokenizer) if weights else {}
+        _patch_for_lengths(recipe, model, recipe.patch, fit)
     elif recipe.model.path is not None and (own := trained_length(model)) is not None:
         _tell_of_missing_patch(recipe, own)
     if recipe.training.chunked_loss:
@@ -97,10 +100,12 @@ def check_lengths(recipe: Recipe) -> None:
         _patch_for_lengths(recipe, model, recipe.patch)
 
 
-def _patch_for_lengths(recipe: Recipe, model: PreTrainedModel, patch: PatchRecipe) -> None:
+def _patch_for_lengths(
+    recipe: Recipe, model: PreTrainedModel, patch: PatchRecipe, fit: Mapping[str, Any] | None = None
+) -> None:
     """Patch the model in place. Raises ConfigError for a patch that is not for the recipe's lengths."""
     own = trained_length(model)
-    apply_patch(model, patch)
+    patch_model(model, **patch_arguments(patch), **(fit or {}))
     _check_lengths(recipe, model, own)
 
 
@@ -119,6 +124,17 @@ def patch_arguments(recipe: PatchRecipe) -> dict[str, Any]:
         "replace": recipe.replace,
         **recipe.options,
     }
+
+
+def fit_arguments(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """`fit` of `patch_model` and its text, where the recipe asks for it. Raises DataError for short text."""
+    patch = recipe.patch
+    if patch is None or patch.fit is None:
+        return {}
+    own = patch.original_max_position_embeddings or trained_length(model) or recipe.data.length
+    return {"fit": patch.fit, "text": fitting_text(open_corpus(recipe.data), tokenizer, own)}
 
 
 def _tell_of_missing_patch(recipe: Recipe, own: int) -> None:

@@ -51,6 +51,8 @@ class Recipe:
             raise ValueError(
                 "lora.merge needs whole weights; model.quantization keeps 4 bits of them"
             )
+        if self.patch is not None and self.patch.fit is not None and self.model.path is None:
+            raise ValueError("patch.fit needs model.path: random weights have no scores to fit to")
         self._check_stages()
         self._check_distributed()
         for length in self.lengths:

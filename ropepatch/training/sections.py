@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from ropepatch.errors import MethodError
 from ropepatch.methods import make_method
+from ropepatch.methods.fitting import require_fit
 from ropepatch.training.mixture import Shares
 from ropepatch.training.packing import Packing
 from ropepatch.training.skipped_positions import Skips
@@ -64,11 +65,14 @@ class PatchRecipe:
     original_max_position_embeddings: Count | None = None  #: for configs that do not say it
     part: Literal["both", "encoder", "decoder"] = "both"  #: of an encoder–decoder model
     replace: bool = False  #: put it in the place of scaling that the checkpoint has
+    fit: Literal["profile"] | None = None  #: start a new score bias from scores on the data
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         try:
-            make_method(self.method, factor=self.factor, **self.options)
+            method = make_method(self.method, factor=self.factor, **self.options)
+            if self.fit is not None:
+                require_fit(method)
         except MethodError as error:
             raise ValueError(str(error)) from None
 
