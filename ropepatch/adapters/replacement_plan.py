@@ -40,6 +40,12 @@ from ropepatch.surgery import AttributeChange, Change, HookChange, PatchRecord, 
 MethodFor = Callable[[int], Method]
 
 
+def needs_attention(model: PreTrainedModel, kind: type[Method]) -> bool:
+    """Whether attention of ours is put into a rotary model, or one with a table."""
+    # GPT-Neo's own attention ends with its table, whatever makes the positions.
+    return issubclass(kind, ScoreBiasMethod | XPos) or computes_itself(model)
+
+
 def plan_rotary_replacement(
     model: PreTrainedModel,
     method_for: MethodFor,
@@ -67,7 +73,7 @@ def plan_rotary_replacement(
     if isinstance(method, TableMethod):
         changes += table_changes(stack, method, config.hidden_size, length)
         changes.append(HookChange(stack, AddVectors(method.name)))
-    if isinstance(method, ScoreBiasMethod | XPos):
+    if needs_attention(model, type(method)):
         modules = find_attention(model, found, repr(method.name))
         decays = _decays(modules, method, found, config, length)
         changes += _attention_changes(
@@ -158,8 +164,7 @@ def plan_absolute(
         buffers = table.buffers(longest)
         limited = limited or bool(buffers)
         changes += [AttributeChange(table.parent, name, new) for name, new in buffers.items()]
-    # GPT-Neo's own attention ends with its table, whatever makes the positions.
-    if isinstance(method, ScoreBiasMethod) or computes_itself(model):
+    if needs_attention(model, type(method)):
         modules = find_attention(model, [], repr(method.name))
         none: list[Tensor | None] = [None] * len(modules)
         changes += _attention_changes(model, stack, modules, method, length, attention, none, text)
