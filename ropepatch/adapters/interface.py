@@ -40,12 +40,11 @@ class Site:
     kernel: Kernel
     causal: bool
     log_decay: Tensor | None = None  #: (channels,) of xPos
+    observer: ScoreProfile | None = None  #: while scores are measured
     block_length: int = field(init=False)  #: queries at a time, with xPos
 
     def __post_init__(self) -> None:
         self.block_length = 1 if self.log_decay is None else block_length(self.log_decay)
-
-    observer: ScoreProfile | None = None  #: while scores are measured
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,18 @@ class Seen:
 
 
 _WATCHED: ContextVar[list[Seen]] = ContextVar("ropepatch_watched")
+_ASKED: ContextVar[bool] = ContextVar("ropepatch_asked", default=False)
+
+
+def ask_for_probabilities(asked: bool) -> None:
+    """From here on attention answers with probabilities: GPT-2 and others do not hand on who asks."""
+    if not torch.compiler.is_compiling():  # a context variable would break the graph
+        _ASKED.set(asked)
+
+
+def _are_asked_for(settings: dict[str, Any]) -> bool:
+    handed_on = bool(settings.get("output_attentions"))
+    return handed_on or (not torch.compiler.is_compiling() and _ASKED.get())
 
 
 @contextmanager
@@ -115,7 +126,7 @@ class OwnAttention:
         module = self.module
         dropout = module.attn_dropout.p if module.training else 0.0
         window = module.config.window_size if module.attention_type == "local" else None
-        layer = _Layer(self.site, 1.0, dropout, window, None, module.config.output_attentions)
+        layer = _Layer(self.site, 1.0, dropout, window, None, _are_asked_for({}))
         out, probabilities = layer.run(query, key, value, mask)
         return out.transpose(1, 2), probabilities
 
@@ -146,8 +157,7 @@ def attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
-    wants = bool(settings.get("output_attentions"))
-    layer = _Layer(site, scale, dropout, sliding_window, softcap, wants)
+    layer = _Layer(site, scale, dropout, sliding_window, softcap, _are_asked_for(settings))
     return layer.run(query, key, value, attention_mask)
 
 
