@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -184,8 +185,19 @@ class _Layer:
         if self.probabilities:
             visible = whole_mask(mask, query, key, self.site.causal)
         log_decay = self.site.log_decay
+        attend = partial(
+            biased_attention,
+            bias=self.site.bias,
+            causal=self.site.causal,
+            scale=self.scale,
+            dropout=self.dropout,
+            kernel=self.site.kernel,
+            window=self.window,
+            softcap=self.softcap,
+            probabilities=self.probabilities,
+        )
         if log_decay is None:
-            return self._attend(query, key, value, visible, offset)
+            return attend(query, key, value, mask=visible, offset=offset)
         blocks = []
         step = self.site.block_length
         for start in range(0, query.shape[2], step):
@@ -195,34 +207,9 @@ class _Layer:
             seen = visible
             if visible is not None and visible.shape[2] > 1:
                 seen = visible[:, :, start : start + step]
-            blocks.append(self._attend(*turned, value, seen, first))
+            blocks.append(attend(*turned, value, mask=seen, offset=first))
         outs, found = zip(*blocks, strict=True)
-        rows = None if found[0] is None else torch.cat(found, 2)
-        return torch.cat(outs, 1), rows
-
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        offset: int | Tensor,
-    ) -> tuple[Tensor, Tensor | None]:
-        return biased_attention(
-            query,
-            key,
-            value,
-            self.site.bias,
-            mask=mask,
-            offset=offset,
-            causal=self.site.causal,
-            scale=self.scale,
-            dropout=self.dropout,
-            kernel=self.site.kernel,
-            window=self.window,
-            softcap=self.softcap,
-            probabilities=self.probabilities,
-        )
+        return torch.cat(outs, 1), torch.cat(found, 2) if self.probabilities else None
 
     def _by_document(self, query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:
         """Every document by itself, which is also less work than to mask the others."""
