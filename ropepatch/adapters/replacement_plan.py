@@ -74,11 +74,7 @@ def plan_rotary_replacement(
         changes += table_changes(stack, method, config.hidden_size, length)
         changes.append(HookChange(stack, AddVectors(method.name)))
     if needs_attention(model, type(method)):
-        modules = find_attention(model, found, repr(method.name))
-        decays = _decays(modules, method, found, config, length)
-        changes += _attention_changes(
-            model, stack, modules, method, length, attention, decays, text
-        )
+        changes += _attention_changes(model, stack, found, method, length, attention, text)
     manifest = Manifest.of(method, length)
     after = {"max_position_embeddings": manifest.max_position_embeddings}
     changes += refusing_changes(model, after, manifest)
@@ -111,15 +107,16 @@ def _decays(
 def _attention_changes(
     model: PreTrainedModel,
     stack: nn.Module,
-    modules: list[AttentionModule],
+    found: list[RotaryModule],
     method: Method,
     length: int,
     attention: str,
-    decays: list[Tensor | None],
     text: Tensor | None,
 ) -> list[Change]:
     """Attention of ours in every module, with the bias of the method where there were positions."""
     kernel = checked_kernel(attention, next(model.parameters()).device.type)
+    modules = find_attention(model, found, repr(method.name))
+    decays = _decays(modules, method, found, text_config(model), length)
     heads, causal = [each.heads for each in modules], modules[0].causal
     fit = None
     if text is not None:
@@ -165,9 +162,7 @@ def plan_absolute(
         limited = limited or bool(buffers)
         changes += [AttributeChange(table.parent, name, new) for name, new in buffers.items()]
     if needs_attention(model, type(method)):
-        modules = find_attention(model, [], repr(method.name))
-        none: list[Tensor | None] = [None] * len(modules)
-        changes += _attention_changes(model, stack, modules, method, length, attention, none, text)
+        changes += _attention_changes(model, stack, [], method, length, attention, text)
     if limited:
         changes.append(HookChange(stack, RequireRoom(longest)))
     config = text_config(model)
