@@ -23,9 +23,9 @@ from ropepatch.adapters.tables import find_tables
 from ropepatch.attention.lengths import request_lengths
 from ropepatch.errors import AlreadyPatchedError, LengthError, MethodOptionError, NotPatchedError
 from ropepatch.manifest import PatchInfo
-from ropepatch.methods import Method, make_method, methods_for
+from ropepatch.methods import Method, methods_for
 from ropepatch.methods.base import require_number
-from ropepatch.methods.registry import method_class
+from ropepatch.methods.registry import chosen_method, method_class
 from ropepatch.methods.replacement import Replacement, ScoreBiasMethod
 from ropepatch.surgery import HookChange, PatchRecord, find_record
 
@@ -187,16 +187,12 @@ def resolve_method(
             )
         factor = by_length
     if not isinstance(method, Method):
-        return make_method(method, factor=_DEFAULT_FACTOR if factor is None else factor, **options)
-    if options:
-        raise MethodOptionError(
-            f"{method.name!r} is given as an instance; set {', '.join(options)} there"
-        )
-    if factor is not None and factor != method.factor:
+        options = {"factor": _DEFAULT_FACTOR if factor is None else factor, **options}
+    elif factor is not None and factor != method.factor:
         raise LengthError(
             f"factor {factor:g} contradicts the factor {method.factor:g} of the method given"
         )
-    return method
+    return chosen_method(method, options)
 
 
 def unpatch_model(model: Model) -> Model:
