@@ -57,7 +57,8 @@ def verify(model: nn.Module) -> Verification:
     length = record.about.max_position_embeddings
     biases = score_biases(model)
     if replaces_stock(record):
-        change, scales = change_from_stock(found[0], record), record.about.factor > 1
+        change = change_from_stock(found[0], record)
+        scales = record.about.factor > 1 or replaces(record.about.method)
     else:
         change = logit_change(pretrained_model(model), length, biases)
         scales = any(scales_at(site, length) for site in sites) or any(

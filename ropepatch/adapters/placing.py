@@ -32,7 +32,8 @@ def bias_changes(
 ) -> list[Change]:
     """The module of a score bias, under the method's name; none for a method without a bias.
 
-    `heads` are those of every layer. Raises MethodOptionError for what the method cannot serve.
+    `heads` are those of every layer. Raises MethodOptionError for what the method cannot serve,
+    UnsupportedModelError for layers that one bias cannot serve, or a name that is taken.
     """
     if not isinstance(method, ScoreBiasMethod):
         return []
@@ -52,7 +53,10 @@ def bias_changes(
 
 
 def table_changes(stack: nn.Module, method: TableMethod, dim: int, length: int) -> list[Change]:
-    """The module of vectors by position, under the method's name."""
+    """The module of vectors by position, under the method's name, of `dim` channels.
+
+    Raises UnsupportedModelError when the name is taken.
+    """
     geometry = TableGeometry(
         rows=round(length * method.factor), dim=dim, original_max_position_embeddings=length
     )

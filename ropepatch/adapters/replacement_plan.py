@@ -140,7 +140,7 @@ def plan_absolute(
 ) -> PatchRecord:
     """Plan to interpolate, or to replace, the table of positions of GPT-2, BERT and their like.
 
-    Raises UnsupportedModelError, MethodOptionError or LengthError.
+    Raises UnsupportedModelError, MethodOptionError, LengthError, or DataError for a text that is none.
     """
     tables = find_tables(model)
     given, rows = original_max_position_embeddings, min(each.rows for each in tables)
