@@ -38,7 +38,7 @@ from ropepatch.errors import (
 )
 from ropepatch.manifest import CONFIG_KEY, Manifest
 from ropepatch.patch import patch_info, patch_model, unpatch_model
-from ropepatch.placed_parameters import PLACED, load_placed, save_placed, without_report_of
+from ropepatch.placed_parameters import PLACED, load_placed, require_placed, save_placed, unreported
 from ropepatch.verification import require_intact, verify_native
 from ropepatch.whole_files import replaced_directory
 
@@ -200,12 +200,11 @@ def load_model(
     if build:
         model = apply(manifest, build(config))
     else:
-        with without_report_of(manifest):
+        with unreported(manifest):
             base = model_class.from_pretrained(directory, config=config, **kwargs)
         model = apply(manifest, base)
-        load_placed(model, sorted(directory.glob("model*.safetensors")))
-    live = text_config(model)
-    edited = [name for name, value in written.items() if getattr(live, name) != value]
+        load_placed(model, *sorted(directory.glob("model*.safetensors")))
+    edited = [name for name, value in written.items() if getattr(text_config(model), name) != value]
     if edited:
         raise SidecarError(
             f"{', '.join(edited)} in {where} was edited after ropepatch wrote it and contradicts the"
@@ -242,8 +241,8 @@ def load_adapter(
     base = load_base(directory, kwargs) if base_model is None else base_model
     patched_here = patch_base(base, manifest)
     try:
-        if patched_here:
-            load_placed(pretrained_model(base), [directory / PLACED])
+        settle = load_placed if patched_here else require_placed
+        settle(pretrained_model(base), directory / PLACED)
         return PeftModel.from_pretrained(base, directory)
     except BaseException:
         if patched_here:

@@ -151,8 +151,7 @@ def show_methods(_: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from ropepatch.methods.registry import aliases_of, method_class, methods_for
-    from ropepatch.methods.replacement import Replacement
+    from ropepatch.methods.registry import aliases_of, method_class, methods_for, replaces
 
     whole = (Column(heading, no_wrap=True) for heading in ("method", "how", "transformers"))
     table = Table(*whole, "what", "options", box=None, pad_edge=False)
@@ -161,7 +160,7 @@ def show_methods(_: argparse.Namespace) -> None:
         scales = "by length" if cls.length_dependent else "scales"
         table.add_row(
             "\nor ".join([f"{name}*" if cls.needs_training else name, *aliases_of(name)]),
-            "replaces" if issubclass(cls, Replacement) else scales,
+            "replaces" if replaces(name) else scales,
             cls.native_rope_type or "–",
             ", ".join(cls.mechanisms()),
             ", ".join(field.name for field in fields(cls) if field.name != "factor"),

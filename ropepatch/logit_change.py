@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ropepatch.adapters.biased import BiasedForward, forward_attribute
-from ropepatch.adapters.interface import site_of
+from ropepatch.adapters.active_positions import scaled_modules
 from ropepatch.adapters.pretrained import evaluation_mode, pretrained_model, text_config
 from ropepatch.attention.lengths import request_lengths
 from ropepatch.attention.rotary import ScaledRotary
@@ -17,23 +16,6 @@ from ropepatch.surgery import PatchRecord
 
 PROBE_TOKENS = 16
 BIAS_PROBE_TOKENS = 64  # more than the distances that T5's buckets keep
-
-
-def score_biases(model: nn.Module) -> list[ScoreBias]:
-    """The score biases that a patch has scaled or put in, each once."""
-    found: dict[int, ScoreBias] = {}
-    for module in model.modules():
-        forward = vars(module).get(forward_attribute(module))
-        site = forward if isinstance(forward, BiasedForward) else site_of(module)
-        bias = None if site is None else site.bias
-        if bias is not None and bias.method is not None:
-            found[id(bias)] = bias
-    return list(found.values())
-
-
-def scaled_modules(model: nn.Module) -> list[ScaledRotary]:
-    """The rotary modules that a patch has put in."""
-    return [module for module in model.modules() if isinstance(module, ScaledRotary)]
 
 
 @torch.no_grad()

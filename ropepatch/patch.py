@@ -12,17 +12,21 @@ from ropepatch.adapters.bias_plan import plan_bias
 from ropepatch.adapters.bias_stacks import find_bias_stacks
 from ropepatch.adapters.caches import ScaleRows
 from ropepatch.adapters.pretrained import pretrained_model
-from ropepatch.adapters.replacement_plan import plan_absolute, plan_rotary_replacement
+from ropepatch.adapters.replacement_plan import (
+    needs_attention,
+    plan_absolute,
+    plan_rotary_replacement,
+)
 from ropepatch.adapters.rotary import find_rotary_modules, has_rotary_modules
 from ropepatch.adapters.rotary_plan import plan_rotary
 from ropepatch.adapters.tables import find_tables
 from ropepatch.attention.lengths import request_lengths
 from ropepatch.errors import AlreadyPatchedError, LengthError, MethodOptionError, NotPatchedError
 from ropepatch.manifest import PatchInfo
-from ropepatch.methods import Method, make_method, methods_for
+from ropepatch.methods import Method, methods_for
 from ropepatch.methods.base import require_number
 from ropepatch.methods.fitting import require_score_bias
-from ropepatch.methods.registry import method_class
+from ropepatch.methods.registry import chosen_method, method_class
 from ropepatch.methods.replacement import Replacement
 from ropepatch.surgery import HookChange, PatchRecord, find_record
 
@@ -72,19 +76,21 @@ def patch_model(
             f"the model is patched with {info.method!r}, factor {info.factor:g}; call "
             "unpatch_model first, or pass replace=True (--replace; patch.replace=true in a recipe)"
         )
+    kind = type(method) if isinstance(method, Method) else method_class(method)
+    text = _checked_fit(kind, fit, text)
     if previous is not None:
         previous[1].revert(previous[0])
     try:
         record = _plan(
             root,
-            method,
+            kind,
             lambda length: resolve_method(method, factor, target_length, length, options),
             original_max_position_embeddings,
             replace,
             layer_types,
             part,
             attention,
-            _checked_fit(method, fit, text),
+            text,
         )
         record.apply(root)
     except BaseException:
@@ -96,7 +102,7 @@ def patch_model(
 
 def _plan(
     model: PreTrainedModel,
-    method: str | Method,
+    kind: type[Method],
     method_for: Callable[[int], Method],
     original_length: int | None,
     replace: bool,
@@ -107,20 +113,20 @@ def _plan(
 ) -> PatchRecord:
     """The changes for whichever mechanism the model has. Raises for options that are not for it."""
     mechanism = mechanism_of(model)
-    kind = type(method) if isinstance(method, Method) else method_class(method)
     if mechanism not in kind.mechanisms():
         raise kind.unsupported(mechanism)
     replaces = issubclass(kind, Replacement)
+    ours = mechanism in ("alibi", "relative") or needs_attention(model, kind)
     foreign = {
         "layer_types": layer_types is not None and (mechanism != "rotary" or replaces),
         "part": part != "both" and mechanism != "relative",
-        "attention": attention != "auto" and mechanism == "rotary" and not replaces,
+        "attention": attention != "auto" and not ours,
     }
     for option, is_given in foreign.items():
         if is_given:
             raise MethodOptionError(
                 f"{option} does not apply to {type(model).__name__}, whose positions are "
-                f"{mechanism}; leave it out"
+                f"{mechanism}, with {kind.name!r}; leave it out"
             )
     if mechanism == "absolute":
         return plan_absolute(model, method_for, original_length, attention, text)
@@ -131,9 +137,8 @@ def _plan(
     return plan_bias(model, method_for, original_length, part, attention, text)
 
 
-def _checked_fit(method: str | Method, fit: str | None, text: Tensor | None) -> Tensor | None:
+def _checked_fit(kind: type[Method], fit: str | None, text: Tensor | None) -> Tensor | None:
     """The text to fit to, or None. Raises MethodOptionError for a fit without a text, or that cannot be."""
-    kind = type(method) if isinstance(method, Method) else method_class(method)
     if fit not in (None, "profile"):
         raise MethodOptionError(f"fit is {fit!r}; allowed: 'profile', or leave it out")
     if (fit is None) != (text is None):
@@ -183,16 +188,12 @@ def resolve_method(
             )
         factor = by_length
     if not isinstance(method, Method):
-        return make_method(method, factor=_DEFAULT_FACTOR if factor is None else factor, **options)
-    if options:
-        raise MethodOptionError(
-            f"{method.name!r} is given as an instance; set {', '.join(options)} there"
-        )
-    if factor is not None and factor != method.factor:
+        options = {"factor": _DEFAULT_FACTOR if factor is None else factor, **options}
+    elif factor is not None and factor != method.factor:
         raise LengthError(
             f"factor {factor:g} contradicts the factor {method.factor:g} of the method given"
         )
-    return method
+    return chosen_method(method, options)
 
 
 def unpatch_model(model: Model) -> Model:

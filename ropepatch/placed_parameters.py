@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ropepatch.errors import SidecarError
+from ropepatch.errors import BaseMismatchError, SidecarError
 from ropepatch.manifest import Manifest
 from ropepatch.surgery import AttributeChange, find_record
 
@@ -55,8 +55,31 @@ def save_placed(model: PreTrainedModel, directory: Path) -> None:
 
 
 @torch.no_grad()
-def load_placed(model: PreTrainedModel, files: Sequence[Path]) -> None:
+def load_placed(model: PreTrainedModel, *files: Path) -> None:
     """Give them the values that files hold. Raises SidecarError when one is missing or of another shape."""
+    for parameter, value in _with_values(model, files).values():
+        parameter.copy_(value)
+
+
+def require_placed(model: PreTrainedModel, *files: Path) -> None:
+    """Raise BaseMismatchError unless they have the values that files hold, but for a cast."""
+    other = [
+        name
+        for name, (parameter, value) in _with_values(model, files).items()
+        if not torch.equal(parameter.cpu().to(value.dtype), value)
+        and not torch.equal(parameter.cpu(), value.to(parameter.dtype))
+    ]
+    if other:
+        raise BaseMismatchError(
+            f"{', '.join(other)}, which the patch put into the base, have other values than the adapter "
+            f"was trained on, in {', '.join(map(str, files))}; load it on an unpatched base"
+        )
+
+
+def _with_values(
+    model: PreTrainedModel, files: Sequence[Path]
+) -> dict[str, tuple[nn.Parameter, Tensor]]:
+    """Each of them and what files hold for it."""
     wanted = placed_parameters(model)
     found: dict[str, Tensor] = {}
     for file in files if wanted else ():
@@ -73,11 +96,11 @@ def load_placed(model: PreTrainedModel, files: Sequence[Path]) -> None:
                 f"{', '.join(map(str, files)) or 'the checkpoint'}; allowed: {tuple(parameter.shape)}; save "
                 "the model again with ropepatch.save_pretrained"
             )
-        parameter.copy_(value)
+    return {name: (parameter, found[name]) for name, parameter in wanted.items()}
 
 
 @contextmanager
-def without_report_of(manifest: Manifest) -> Iterator[None]:
+def unreported(manifest: Manifest) -> Iterator[None]:
     """Within the body, transformers does not report weights of the patch, and nothing else, as unexpected."""
 
     def says_more(record: logging.LogRecord) -> bool:

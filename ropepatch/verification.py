@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from ropepatch.adapters.active_positions import scaled_modules, score_biases
 from ropepatch.adapters.bias_stacks import find_bias_stacks
 from ropepatch.adapters.pretrained import pretrained_model, text_config, text_configs
 from ropepatch.adapters.rotary import (
@@ -18,11 +19,10 @@ from ropepatch.adapters.rotary import (
 )
 from ropepatch.attention.rotary import RotarySite, ScaledRotary, is_scaled
 from ropepatch.errors import PatchVerificationError
-from ropepatch.logit_change import change_from_stock, logit_change, scaled_modules, score_biases
+from ropepatch.logit_change import change_from_stock, logit_change
 from ropepatch.manifest import Manifest
 from ropepatch.methods import RotaryFrequencies
-from ropepatch.methods.registry import method_class
-from ropepatch.methods.replacement import Replacement
+from ropepatch.methods.registry import replaces
 from ropepatch.surgery import AttributeChange, PatchRecord, find_record
 
 AGAIN = "unpatch_model, then patch_model again"
@@ -57,7 +57,8 @@ def verify(model: nn.Module) -> Verification:
     length = record.about.max_position_embeddings
     biases = score_biases(model)
     if replaces_stock(record):
-        change, scales = change_from_stock(found[0], record), record.about.factor > 1
+        change = change_from_stock(found[0], record)
+        scales = record.about.factor > 1 or replaces(record.about.method)
     else:
         change = logit_change(pretrained_model(model), length, biases)
         scales = any(scales_at(site, length) for site in sites) or any(
@@ -74,9 +75,7 @@ def verify(model: nn.Module) -> Verification:
 
 def replaces_stock(record: PatchRecord) -> bool:
     """Whether positions are made by something else than what the unpatched model has."""
-    return record.about.mechanism == "absolute" or issubclass(
-        method_class(record.about.method), Replacement
-    )
+    return record.about.mechanism == "absolute" or replaces(record.about.method)
 
 
 def require_intact(model: nn.Module) -> tuple[PatchRecord, list[RotarySite], float]:

@@ -169,6 +169,28 @@ def test_an_adapter_for_one_encoding_does_not_go_on_a_base_with_another(tmp_path
     assert patch_info(base).method == "kerple_log"
 
 
+@SAVED
+def test_an_adapter_does_not_go_on_the_same_encoding_with_other_values(trained, tmp_path):
+    cell = Cell("llama", "kerple_log")
+    model = adapted(cell, trained)
+    expected = answers_of(model)
+    directory = save_pretrained(model, tmp_path / "adapter")
+    assert torch.equal(answers_of(load_pretrained(directory, base_model=replaced(cell))), expected)
+    base = patch_model(fresh("llama"), "kerple_log", 2)  # whose values are where they start
+    before = answers(base)
+    with pytest.raises(
+        BaseMismatchError, match=r"model\.kerple_log\.r1, .* have other values than"
+    ):
+        load_pretrained(directory, base_model=base)
+    assert torch.equal(answers(base), before)
+
+
+def test_an_adapter_goes_on_the_same_encoding_cast_to_another_dtype(tmp_path):
+    cell = Cell("llama", "kerple_log")
+    directory = save_pretrained(adapted(cell), tmp_path / "adapter")
+    load_pretrained(directory, base_model=replaced(cell).bfloat16())
+
+
 @pytest.mark.parametrize("cell", CELLS[:6], ids=str)
 def test_a_replacement_that_fails_leaves_trained_values_as_they_were(cell):
     model = adapted(cell)

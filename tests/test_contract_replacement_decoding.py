@@ -3,11 +3,13 @@
 import pytest
 import torch
 from decoding import in_pieces, make_cache
-from replacement_cells import IDS, LENGTH, ON_ROTARY, Cell, answers, replaced
+from replacement_cells import FACTOR, IDS, LENGTH, ON_ROTARY, Cell, answers, fresh, replaced
 from tiny_bias_models import RELATIVE_KINDS, assert_near, padded, real
 from tiny_models import KINDS
 from tiny_table_models import CAUSAL_KINDS, ENCODER_KINDS
 from tiny_table_models import KINDS as TABLE_KINDS
+
+from ropepatch import patch_model
 
 # A chunk, another one, then tokens one by one.
 BORDERS = [0, 7, 20, *range(LENGTH - 3, LENGTH + 1)]
@@ -144,10 +146,10 @@ def test_embeddings_may_be_given_in_place_of_tokens(cell):
         assert_near(model(**arguments, use_cache=False).logits, expected)
 
 
-# Where our attention runs, and is told what the model is asked for: GPT-2, GPT-Neo and OPT keep that to
-# themselves, and answer with none, as stock does under SDPA.
+# Where our attention runs; GPT-2, OPT, GPT-Neo, StableLM and Nemotron do not hand on to it who asks.
 OURS = [cell for cell in SOME_ROTARY if cell.method in ("alibi", "kerple_log", "t5_bias", "xpos")]
-OURS += [*ALIBI, *RELATIVE, *(Cell(kind, "kerple_log") for kind in ENCODER_KINDS)]
+OURS += [*ALIBI, *RELATIVE, *(Cell(kind, "kerple_log") for kind in TABLE_KINDS)]
+OURS += [Cell(kind, "xpos") for kind in ("stablelm", "nemotron")]
 
 
 @pytest.mark.parametrize("cell", OURS, ids=str)
@@ -163,3 +165,16 @@ def test_attentions_that_are_asked_for_sum_to_one_and_leave_the_logits_alone(cel
     torch.testing.assert_close(layers[0].sum(-1), torch.ones_like(layers[0][..., 0]))
     plain = answers(model, ids, attention_mask=mask, **more)
     assert_near(real(out.logits, mask), real(plain, mask))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neo", "bert"])
+def test_attentions_that_the_config_asks_for_are_given_and_those_nobody_asks_for_are_not(kind):
+    model = fresh(kind)
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = True
+    model = patch_model(model, "alibi", FACTOR)
+    with torch.no_grad():
+        assert len(model(input_ids=IDS).attentions) == 2
+        assert not model(input_ids=IDS, output_attentions=False).attentions
+        quiet = patch_model(fresh(kind), "alibi", FACTOR)
+        assert not quiet(input_ids=IDS).attentions

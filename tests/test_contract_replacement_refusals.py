@@ -152,12 +152,22 @@ OPTIONS = [
     ("kerple_log", {"part": "encoder"}, "part does not apply to Llama"),
     ("kerple_log", {"attention": "folded"}, "folds ALiBi's own slopes"),
     ("kerple_log", {"attention": "fast"}, "attention is 'fast'; allowed: auto"),
+    ("sandwich", {"per_layer": True}, "'sandwich' with these options has no parameters"),
+    ("alibi", {"per_layer": True}, "'alibi' with these options has no parameters"),
 ]
 
 
 @pytest.mark.parametrize(("method", "options", "match"), OPTIONS)
 def test_a_wrong_option_is_named_with_what_is_allowed(method, options, match):
     assert_refused(fresh("llama"), MethodOptionError, match, method, 2, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("gpt2", "linear"), ("gpt2", "nope"), ("llama", "sinusoidal")]
+)
+def test_a_way_of_attention_is_refused_where_attention_stays_stock(kind, method):
+    match = f"attention does not apply .* with '{method}'; leave it out"
+    assert_refused(fresh(kind), MethodOptionError, match, method, 2, attention="eager")
 
 
 @pytest.mark.parametrize("kind", ["llama", "bloom", "gpt2", "bert"])

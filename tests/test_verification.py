@@ -192,6 +192,17 @@ def test_attention_that_no_longer_uses_the_rotary_output_fails(monkeypatch):
         verify(model)
 
 
+@pytest.mark.parametrize("factor", [1, 4])
+def test_a_replaced_encoding_that_attention_does_not_use_fails_at_any_factor(factor, monkeypatch):
+    model = patch_model(fresh_model("llama"), "nope", factor)
+    assert verify(model).logit_change > 1e-4
+    monkeypatch.setattr(
+        modeling_llama, "apply_rotary_pos_emb", lambda q, k, *args, **kwargs: (q, k)
+    )
+    with pytest.raises(PatchVerificationError, match="logits do not depend on it"):
+        verify(model)
+
+
 def test_a_rotary_module_whose_forward_was_replaced_fails():
     model = patched_llama()
     stock = model.model.rotary_emb.stock

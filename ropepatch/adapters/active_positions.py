@@ -35,7 +35,7 @@ def positions_digest(model: PreTrainedModel, lengths: Sequence[int]) -> str | No
     """
     rows = torch.tensor(lengths, device=model.device)
     try:
-        values = [_bias_values(each, rows) for each in _active_biases(model)]
+        values = [_bias_values(each, rows) for each in score_biases(model) or _own_biases(model)]
         if not find_bias_stacks(model):
             values += _rotary_values(model, rows) if has_rotary_modules(model) else []
             values += _placed_values(model, int(rows.max()))
@@ -52,15 +52,23 @@ def _content(values: Tensor) -> bytes:
     return values.detach().float().cpu().contiguous().numpy().tobytes()
 
 
-def _active_biases(model: PreTrainedModel) -> list[ScoreBias]:
-    """Those that a patch has put in, or else the model's own, each once."""
+def score_biases(model: nn.Module) -> list[ScoreBias]:
+    """The score biases of attention that a patch has put in, scaled or not, each once."""
     forwards = [vars(module).get(forward_attribute(module)) for module in model.modules()]
     sites = map(site_of, model.modules())
     carriers: list[Site | BiasedForward] = [each for each in sites if each is not None]
     carriers += [each for each in forwards if isinstance(each, BiasedForward)]
-    found = each_once(each.bias for each in carriers if each.bias is not None)
-    own = (bias for stack in find_bias_stacks(model) for bias in stack.biases(None, 1).values())
-    return found or each_once(own)
+    return each_once(each.bias for each in carriers if each.bias is not None)
+
+
+def _own_biases(model: PreTrainedModel) -> list[ScoreBias]:
+    stacks = find_bias_stacks(model)
+    return each_once(bias for stack in stacks for bias in stack.biases(None, 1).values())
+
+
+def scaled_modules(model: nn.Module) -> list[ScaledRotary]:
+    """The rotary modules that a patch has put in."""
+    return [module for module in model.modules() if isinstance(module, ScaledRotary)]
 
 
 def _bias_values(bias: ScoreBias, rows: Tensor) -> list[Tensor]:
@@ -91,7 +99,7 @@ def _placed_values(model: PreTrainedModel, longest: int) -> list[list[Tensor]]:
 
 
 def _rotary_values(model: PreTrainedModel, rows: Tensor) -> list[list[Tensor]]:
-    scaled = [module for module in model.modules() if isinstance(module, ScaledRotary)]
+    scaled = scaled_modules(model)
     if not scaled:
         return [
             _stock_values(found.module, layer_type)

@@ -66,51 +66,39 @@ def plan_bias(
     Raises MethodOptionError, LengthError, NothingPatchedError or DataError.
     """
     stacks = find_bias_stacks(model)
+    mechanism = stacks[0].mechanism
     device = next(stacks[0].module.parameters()).device.type
-    kernel = checked_kernel(attention, device, folds=stacks[0].mechanism == "alibi")
+    kernel = checked_kernel(attention, device, folds=mechanism == "alibi")
     chosen = _chosen_parts(part, stacks)
-    attribute = length_attribute(text_config(model))
     length = _original_length(model, original_max_position_embeddings)
     method = method_for(length)
-    manifest = Manifest.of(
-        method,
-        length,
-        mechanism=stacks[0].mechanism,
-        part=part if stacks[0].mechanism == "relative" else None,
-    )
-    profiles = {}
-    if text is not None:
-        unscaled = plan_bias(model, lambda _: Linear(), length, "both", "auto")
-        profiles = measure_stacks(model, unscaled, stacks, checked_text(model, text, length))
+    profiles = {} if text is None else _profiles(model, stacks, length, text)
     changes: list[Change] = []
     biases: list[ScoreBias] = []
     for stack in stacks:
-        if isinstance(method, Replacement) and stack.part in chosen:
-            changes += _placed_modules(stack, method, length, profiles)
-        made = stack.biases(method if stack.part in chosen else None, length)
-        own = each_once(made.values())
-        biases += own
-        if method.length_dependent:  # before masks are made compact, which hides lengths
-            changes += [
-                HookChange(stack.module, ScaleRows(bias))
-                for bias in own
-                if isinstance(bias, AlibiBias)
-            ]
+        scaling = method if stack.part in chosen else None
+        if isinstance(scaling, Replacement):
+            changes += _placed_modules(stack, scaling, length, profiles)
+        made = stack.biases(scaling, length)
+        biases += each_once(made.values())
         changes += _stack_changes(stack, made, kernel)
-    native = _native_attributes(biases, method)
-    after = {} if attribute is None else {attribute: manifest.max_position_embeddings}
-    if native is None:
-        changes += refusing_changes(model, after, manifest)
-    else:
-        for config in text_configs(model):
-            changes += config_changes(config, after | native, manifest)
-    changes += generation_changes(model, attribute, manifest)
+    told_part = part if mechanism == "relative" else None
+    manifest = Manifest.of(method, length, mechanism=mechanism, part=told_part)
+    changes += _config_changes(model, biases, method, manifest)
     changes += mask_changes(model)
     if method.length_dependent:
         changes += request_changes(model, biases)
     sites = tuple(each.path for stack in stacks for each in stack.attentions)
     about = PatchInfo(**vars(manifest), sites=sites, notes=notes_on(stacks))
     return PatchRecord(changes, about=about)
+
+
+def _profiles(
+    model: PreTrainedModel, stacks: list[BiasStack], length: int, text: Tensor
+) -> dict[nn.Module, ScoreProfile]:
+    """What the model's own biases do to the scores of a text, of every attention module that has one."""
+    unscaled = plan_bias(model, lambda _: Linear(), length, "both", "auto")
+    return measure_stacks(model, unscaled, stacks, checked_text(model, text, length))
 
 
 def checked_kernel(attention: str, device: str, *, folds: bool = False) -> Kernel:
@@ -189,7 +177,11 @@ def _stack_changes(stack: BiasStack, biases: dict[Any, ScoreBias], kernel: Kerne
     scaled = any(map(_scales, biases.values()))
     if kernel == "eager" and not scaled and not notes_on([stack]):
         return []
-    changes: list[Change] = []
+    changes: list[Change] = [  # before masks are made compact, which hides lengths
+        HookChange(stack.module, ScaleRows(bias))
+        for bias in each_once(biases.values())
+        if isinstance(bias, AlibiBias) and bias.method is not None and bias.method.length_dependent
+    ]
     for each in stack.attentions:
         forward = each.forward(
             module=each.module,
@@ -213,6 +205,21 @@ def _scales(bias: ScoreBias) -> bool:
         or bias.is_scaled()
         or (bias.method is not None and bias.method.length_dependent)
     )
+
+
+def _config_changes(
+    model: PreTrainedModel, biases: list[ScoreBias], method: Method, manifest: Manifest
+) -> list[Change]:
+    """The configs say the new length and bias, to plain transformers too, or make it refuse."""
+    attribute = length_attribute(text_config(model))
+    after = {} if attribute is None else {attribute: manifest.max_position_embeddings}
+    native = _native_attributes(biases, method)
+    changes = generation_changes(model, attribute, manifest)
+    if native is None:
+        return changes + refusing_changes(model, after, manifest)
+    for config in text_configs(model):
+        changes += config_changes(config, after | native, manifest)
+    return changes
 
 
 def _native_attributes(biases: list[ScoreBias], method: Method) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -40,12 +41,11 @@ class Site:
     kernel: Kernel
     causal: bool
     log_decay: Tensor | None = None  #: (channels,) of xPos
+    observer: ScoreProfile | None = None  #: while scores are measured
     block_length: int = field(init=False)  #: queries at a time, with xPos
 
     def __post_init__(self) -> None:
         self.block_length = 1 if self.log_decay is None else block_length(self.log_decay)
-
-    observer: ScoreProfile | None = None  #: while scores are measured
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,18 @@ class Seen:
 
 
 _WATCHED: ContextVar[list[Seen]] = ContextVar("ropepatch_watched")
+_ASKED: ContextVar[bool] = ContextVar("ropepatch_asked", default=False)
+
+
+def ask_for_probabilities(asked: bool) -> None:
+    """From here on attention answers with probabilities: GPT-2 and others do not hand on who asks."""
+    if not torch.compiler.is_compiling():  # a context variable would break the graph
+        _ASKED.set(asked)
+
+
+def _are_asked_for(settings: dict[str, Any]) -> bool:
+    handed_on = bool(settings.get("output_attentions"))
+    return handed_on or (not torch.compiler.is_compiling() and _ASKED.get())
 
 
 @contextmanager
@@ -115,7 +127,7 @@ class OwnAttention:
         module = self.module
         dropout = module.attn_dropout.p if module.training else 0.0
         window = module.config.window_size if module.attention_type == "local" else None
-        layer = _Layer(self.site, 1.0, dropout, window, None, module.config.output_attentions)
+        layer = _Layer(self.site, 1.0, dropout, window, None, _are_asked_for({}))
         out, probabilities = layer.run(query, key, value, mask)
         return out.transpose(1, 2), probabilities
 
@@ -146,8 +158,7 @@ def attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
-    wants = bool(settings.get("output_attentions"))
-    layer = _Layer(site, scale, dropout, sliding_window, softcap, wants)
+    layer = _Layer(site, scale, dropout, sliding_window, softcap, _are_asked_for(settings))
     return layer.run(query, key, value, attention_mask)
 
 
@@ -174,8 +185,19 @@ class _Layer:
         if self.probabilities:
             visible = whole_mask(mask, query, key, self.site.causal)
         log_decay = self.site.log_decay
+        attend = partial(
+            biased_attention,
+            bias=self.site.bias,
+            causal=self.site.causal,
+            scale=self.scale,
+            dropout=self.dropout,
+            kernel=self.site.kernel,
+            window=self.window,
+            softcap=self.softcap,
+            probabilities=self.probabilities,
+        )
         if log_decay is None:
-            return self._attend(query, key, value, visible, offset)
+            return attend(query, key, value, mask=visible, offset=offset)
         blocks = []
         step = self.site.block_length
         for start in range(0, query.shape[2], step):
@@ -185,34 +207,9 @@ class _Layer:
             seen = visible
             if visible is not None and visible.shape[2] > 1:
                 seen = visible[:, :, start : start + step]
-            blocks.append(self._attend(*turned, value, seen, first))
+            blocks.append(attend(*turned, value, mask=seen, offset=first))
         outs, found = zip(*blocks, strict=True)
-        rows = None if found[0] is None else torch.cat(found, 2)
-        return torch.cat(outs, 1), rows
-
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        offset: int | Tensor,
-    ) -> tuple[Tensor, Tensor | None]:
-        return biased_attention(
-            query,
-            key,
-            value,
-            self.site.bias,
-            mask=mask,
-            offset=offset,
-            causal=self.site.causal,
-            scale=self.scale,
-            dropout=self.dropout,
-            kernel=self.site.kernel,
-            window=self.window,
-            softcap=self.softcap,
-            probabilities=self.probabilities,
-        )
+        return torch.cat(outs, 1), torch.cat(found, 2) if self.probabilities else None
 
     def _by_document(self, query: Tensor, key: Tensor, value: Tensor, starts: Tensor) -> Tensor:
         """Every document by itself, which is also less work than to mask the others."""

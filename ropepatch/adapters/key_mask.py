@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.masking_utils import sdpa_mask
 
+from ropepatch.adapters.masks import for_every_query
 from ropepatch.errors import MaskError
 
 
@@ -99,10 +100,9 @@ def whole_mask(mask: KeyMask | Tensor | None, query: Tensor, key: Tensor, causal
     offset, seen = read_mask(mask, query, key)
     if seen is not None and seen.shape[2] > 1:
         return seen
-    at = torch.arange(query.shape[2], device=query.device)[:, None] + offset
-    to = torch.arange(key.shape[2], device=query.device)
-    every = (to <= at if causal else torch.ones_like(to <= at))[None, None]
+    if seen is None:
+        seen = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=query.device)
     if isinstance(mask, KeyMask) and mask.starts is not None:
         document = mask.starts.cumsum(-1)
-        every = every & (document[:, None, :, None] == document[:, None, None])
-    return every if seen is None else every & seen
+        seen = seen & (document[:, None, :, None] == document[:, None, None])
+    return for_every_query(seen, query.shape[2], key.shape[2], offset, causal)

@@ -44,7 +44,7 @@ class CompactMasks:
         if self.counts_tokens and mask.shape[2] == 1:
             _require_no_gap(mask[:, 0, 0])
         if dense:
-            mask = _dense(mask, queries, keys, seen, self.causal)
+            mask = for_every_query(mask, queries, keys, seen, self.causal)
         given["attention_mask"] = mask
         memory = given.get("encoder_hidden_states")
         if memory is not None:
@@ -52,7 +52,7 @@ class CompactMasks:
             sizes = (memory.shape[1], memory.shape[1])
             across = _compact(across, rows, queries, sizes, inputs.device)
             if dense:
-                across = _dense(across, queries, memory.shape[1], 0, causal=False)
+                across = for_every_query(across, queries, memory.shape[1], 0, causal=False)
             given["encoder_attention_mask"] = across
         return (), given
 
@@ -107,8 +107,10 @@ def _require_no_gap(mask: Tensor) -> None:
         )
 
 
-def _dense(mask: Tensor, queries: int, keys: int, seen: int | Tensor, causal: bool) -> Tensor:
-    """Which key every query sees, as stock would have it. (batch or 1, 1, query, key)"""
+def for_every_query(
+    mask: Tensor, queries: int, keys: int, seen: int | Tensor, causal: bool
+) -> Tensor:
+    """Which key each query sees, `seen` keys before the first query. (batch or 1, 1, query, key)"""
     mask = mask.expand(-1, -1, queries, keys)
     if not causal:
         return mask

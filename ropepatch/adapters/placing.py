@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ropepatch.adapters.interface import IMPLEMENTATION, NAME
+from ropepatch.adapters.interface import IMPLEMENTATION, NAME, ask_for_probabilities
 from ropepatch.adapters.profile import Fit
 from ropepatch.attention.lengths import named_arguments
 from ropepatch.attention.position_modules import BiasModule, TableModule
@@ -32,7 +32,8 @@ def bias_changes(
 ) -> list[Change]:
     """The module of a score bias, under the method's name; none for a method without a bias.
 
-    `heads` are those of every layer. Raises MethodOptionError for what the method cannot serve.
+    `heads` are those of every layer. Raises MethodOptionError for what the method cannot serve,
+    UnsupportedModelError for layers that one bias cannot serve, or a name that is taken.
     """
     if not isinstance(method, ScoreBiasMethod):
         return []
@@ -52,7 +53,10 @@ def bias_changes(
 
 
 def table_changes(stack: nn.Module, method: TableMethod, dim: int, length: int) -> list[Change]:
-    """The module of vectors by position, under the method's name."""
+    """The module of vectors by position, under the method's name, of `dim` channels.
+
+    Raises UnsupportedModelError when the name is taken.
+    """
     geometry = TableGeometry(
         rows=round(length * method.factor), dim=dim, original_max_position_embeddings=length
     )
@@ -112,12 +116,16 @@ def _positions(given: dict[str, Any], embeddings: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class RequireLive:
-    """Hook before a stack: its attention is still ours, and positions are those that it goes by."""
+    """Hook around a stack: its attention is still ours, and positions are those that it goes by.
+
+    Tells attention whether its probabilities are asked for.
+    """
 
     def __call__(
         self, stack: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *output: object
     ) -> None:
         if output:
+            ask_for_probabilities(False)
             return
         given = named_arguments(stack, args, kwargs)
         positions = given.get("position_ids")
@@ -131,6 +139,8 @@ class RequireLive:
                 f"the attention of {type(stack).__name__} was set to {name!r} after the patch, which "
                 "would leave the patch out; call unpatch_model, set_attn_implementation, patch_model"
             )
+        asked = given.get("output_attentions")
+        ask_for_probabilities(bool(stack.config.output_attentions if asked is None else asked))
 
 
 def _require_counted(positions: Tensor, mask: object, cached: int) -> None:

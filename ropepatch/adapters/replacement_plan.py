@@ -40,6 +40,12 @@ from ropepatch.surgery import AttributeChange, Change, HookChange, PatchRecord, 
 MethodFor = Callable[[int], Method]
 
 
+def needs_attention(model: PreTrainedModel, kind: type[Method]) -> bool:
+    """Whether attention of ours is put into a rotary model, or one with a table."""
+    # GPT-Neo's own attention ends with its table, whatever makes the positions.
+    return issubclass(kind, ScoreBiasMethod | XPos) or computes_itself(model)
+
+
 def plan_rotary_replacement(
     model: PreTrainedModel,
     method_for: MethodFor,
@@ -67,12 +73,8 @@ def plan_rotary_replacement(
     if isinstance(method, TableMethod):
         changes += table_changes(stack, method, config.hidden_size, length)
         changes.append(HookChange(stack, AddVectors(method.name)))
-    if isinstance(method, ScoreBiasMethod | XPos):
-        modules = find_attention(model, found, repr(method.name))
-        decays = _decays(modules, method, found, config, length)
-        changes += _attention_changes(
-            model, stack, modules, method, length, attention, decays, text
-        )
+    if needs_attention(model, type(method)):
+        changes += _attention_changes(model, stack, found, method, length, attention, text)
     manifest = Manifest.of(method, length)
     after = {"max_position_embeddings": manifest.max_position_embeddings}
     changes += refusing_changes(model, after, manifest)
@@ -105,15 +107,16 @@ def _decays(
 def _attention_changes(
     model: PreTrainedModel,
     stack: nn.Module,
-    modules: list[AttentionModule],
+    found: list[RotaryModule],
     method: Method,
     length: int,
     attention: str,
-    decays: list[Tensor | None],
     text: Tensor | None,
 ) -> list[Change]:
     """Attention of ours in every module, with the bias of the method where there were positions."""
     kernel = checked_kernel(attention, next(model.parameters()).device.type)
+    modules = find_attention(model, found, repr(method.name))
+    decays = _decays(modules, method, found, text_config(model), length)
     heads, causal = [each.heads for each in modules], modules[0].causal
     fit = None
     if text is not None:
@@ -137,7 +140,7 @@ def plan_absolute(
 ) -> PatchRecord:
     """Plan to interpolate, or to replace, the table of positions of GPT-2, BERT and their like.
 
-    Raises UnsupportedModelError, MethodOptionError or LengthError.
+    Raises UnsupportedModelError, MethodOptionError, LengthError, or DataError for a text that is none.
     """
     tables = find_tables(model)
     given, rows = original_max_position_embeddings, min(each.rows for each in tables)
@@ -158,11 +161,8 @@ def plan_absolute(
         buffers = table.buffers(longest)
         limited = limited or bool(buffers)
         changes += [AttributeChange(table.parent, name, new) for name, new in buffers.items()]
-    # GPT-Neo's own attention ends with its table, whatever makes the positions.
-    if isinstance(method, ScoreBiasMethod) or computes_itself(model):
-        modules = find_attention(model, [], repr(method.name))
-        none: list[Tensor | None] = [None] * len(modules)
-        changes += _attention_changes(model, stack, modules, method, length, attention, none, text)
+    if needs_attention(model, type(method)):
+        changes += _attention_changes(model, stack, [], method, length, attention, text)
     if limited:
         changes.append(HookChange(stack, RequireRoom(longest)))
     config = text_config(model)

@@ -58,13 +58,7 @@ def biased_attention(
     call = Call(query, key, value, mask, causal, scale, dropout, softcap)
     lengths = _lengths(mask, query, offset)
     if bias is not None:
-        distances = reversed_distances(queries, keys, offset, query)
-        curve = bias.curve(distances, lengths)
-        if causal:
-            curve = curve.masked_fill(distances < 0, -torch.inf)
-        if window is not None:
-            curve = curve.masked_fill(distances >= window, -torch.inf)
-        call = replace(call, curve=curve)
+        call = replace(call, curve=_curve(bias, call, lengths, offset, window))
     # Attention is float32 inside, whatever autocast would make of the bias.
     with torch.autocast(query.device.type, enabled=False):
         if queries == 1 or (dense and probabilities) or kernel == "eager":
@@ -74,6 +68,19 @@ def biased_attention(
         if mask is not None and not torch.compiler.is_compiling() and bool(mask.all()):
             call = replace(call, mask=None)  # not asked while compiling: it would split the graph
         return _fused(call, bias, kernel, lengths, isinstance(offset, int)), None
+
+
+def _curve(
+    bias: ScoreBias, call: Call, lengths: Tensor, offset: int | Tensor, window: int | None
+) -> Tensor:
+    """The bias at every distance, −inf where keys are not seen. (1 or batch, heads, query + key − 1)"""
+    distances = reversed_distances(call.query.shape[2], call.key.shape[2], offset, call.query)
+    curve = bias.curve(distances, lengths)
+    if call.causal:
+        curve = curve.masked_fill(distances < 0, -torch.inf)
+    if window is not None:
+        curve = curve.masked_fill(distances >= window, -torch.inf)
+    return curve
 
 
 def _lengths(mask: Tensor | None, query: Tensor, offset: int | Tensor) -> Tensor:

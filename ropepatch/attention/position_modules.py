@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ropepatch.errors import LengthError
+from ropepatch.errors import LengthError, MethodOptionError
 from ropepatch.methods.replacement import HeadGeometry, ScoreBiasMethod, TableGeometry, TableMethod
 
 
@@ -16,10 +16,18 @@ class BiasModule(nn.Module):
         geometry: HeadGeometry,
         fitted: dict[str, Tensor] | None = None,
     ) -> None:
-        """`fitted` are parameters to start from, with a dimension for layers if the method is per layer."""
+        """`fitted` are parameters to start from, with a dimension for layers if the method is per layer.
+
+        Raises MethodOptionError for `per_layer` where nothing trains, as it would do nothing.
+        """
         super().__init__()
         self.method, self.geometry = method, geometry
         starts = method.initial(geometry) if fitted is None else fitted
+        if method.per_layer and not starts:
+            raise MethodOptionError(
+                f"per_layer is True, but {method.name!r} with these options has no parameters of which "
+                "each layer could have its own; leave per_layer out"
+            )
         for name, start in starts.items():
             if method.per_layer and fitted is None:
                 start = start.expand(geometry.num_layers, *start.shape).clone()

@@ -13,14 +13,13 @@ from torch import Tensor
 from ropepatch.errors import MethodOptionError, UnsupportedMechanismError
 from ropepatch.positions import alibi_slopes, inverse_frequencies, relative_buckets
 
-MECHANISMS = ("rotary", "alibi", "relative", "absolute")
-
 POSITIONS = {  #: what a mechanism has that a method may change
     "rotary": "rotary frequencies",
     "alibi": "ALiBi",
     "relative": "relative buckets",
     "absolute": "tables of positions",
 }
+MECHANISMS = tuple(POSITIONS)
 
 
 def require_number(

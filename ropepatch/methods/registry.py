@@ -130,7 +130,9 @@ def chosen_method(method: str | Method, options: dict[str, Any]) -> Method:
     if not isinstance(method, Method):
         return make_method(method, **options)
     if options:
-        raise MethodOptionError(f"{method.name!r} is given as an instance; set its options there")
+        raise MethodOptionError(
+            f"{method.name!r} is given as an instance; set {', '.join(options)} there"
+        )
     return method
 
 
