@@ -15,7 +15,7 @@ from ropepatch.adapters.rope_parameters import original_length, parameters_of
 from ropepatch.adapters.rotary import (
     chosen_layer_types,
     find_rotary_modules,
-    frequency_buffer,
+    stock_frequencies,
     stock_geometry,
 )
 from ropepatch.attention.position_modules import BiasModule, TableModule
@@ -150,18 +150,14 @@ def _vectors(module: TableModule, positions: Tensor) -> Tensor:
 
 def _geometries(
     model: PreTrainedModel, manifest: Manifest | None, length: int
-) -> list[tuple[str | None, RotaryGeometry, Tensor]]:
-    """Layer type, geometry as trained, and the stock module's frequencies, of each that is scaled."""
+) -> list[tuple[str | None, RotaryGeometry, nn.Module]]:
+    """Layer type, geometry as trained, and stock module, of each layer type that is scaled."""
     config, found = text_config(model), find_rotary_modules(model)
     asked = None if manifest is None else manifest.layer_types
     chosen = chosen_layer_types(found, asked)
     before = config.rope_parameters if manifest is None else manifest.unpatched["rope_parameters"]
     return [
-        (
-            layer_type,
-            stock_geometry(module, layer_type, before, length),
-            frequency_buffer(module.module, layer_type),
-        )
+        (layer_type, stock_geometry(module, layer_type, before, length), module.module)
         for module in found
         for layer_type in module.layer_types
         if layer_type in chosen
@@ -173,21 +169,24 @@ def _rotary(
 ) -> list[Portrait]:
     config = text_config(model)
     portraits: list[Portrait] = []
-    for layer_type, geometry, stock in _geometries(model, manifest, length):
+    for layer_type, geometry, module in _geometries(model, manifest, length):
         part = layer_type or ""
         if method is not None:
             portraits.append(rotary_portrait(method, geometry, part))
             continue
         parameters = parameters_of(config.rope_parameters, layer_type)
+        target = max(length, trained_length(model) or length)
+        inv_freq, attention_factor = stock_frequencies(module, layer_type, target)
         portraits.append(
             RotaryPortrait(
                 method=_scaling(parameters.get("rope_type", "default")),
                 part=part,
                 length=length,
-                target=max(length, trained_length(model) or length),
+                target=target,
                 geometry=geometry,
-                factor=float(parameters.get("factor", 1.0)),
-                inv_freq=stock.double().cpu(),
+                factor=float(parameters.get("factor") or target / length),
+                inv_freq=inv_freq,
+                attention_factor=attention_factor,
             )
         )
     return portraits

@@ -1,5 +1,7 @@
 """What there is to see of a model's encoding, patched or not, or by a method that is not put in."""
 
+import math
+
 import pytest
 import torch
 from tiny_bias_models import fresh_bias_model
@@ -59,6 +61,38 @@ def test_a_config_that_scales_by_itself_is_shown_so():
     assert shown.treatments == expected
     # Scaled by 8 and read 16 times as far: twice the angles of training.
     assert shown.leaves_range.tolist() == [False] * 4 + [True] * 4
+
+
+def test_longrope_of_a_config_is_shown_by_its_factors_for_long_text():
+    factors = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 8.0]
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": factors,
+        "original_max_position_embeddings": 256,
+    }
+    model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=1024)
+    (shown,) = model_portraits(model)
+    torch.testing.assert_close(1 / shown.ratios, torch.tensor(factors).double(), rtol=1e-6, atol=0)
+    expected = ["kept", *["blended"] * 5, "interpolated", "slowed more"]  # target/trained is 4
+    assert shown.treatments == expected
+    assert shown.attention_factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(256)))
+    rotary = model.model.rotary_emb
+    assert torch.equal(rotary.inv_freq, rotary.original_inv_freq)  # looking changes nothing
+
+
+def test_yarn_of_a_config_is_shown_with_its_attention_factor():
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 256,
+    }
+    (shown,) = model_portraits(
+        tiny_model("llama", rope_parameters=rope, max_position_embeddings=1024)
+    )
+    assert shown.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
 
 
 def test_only_full_attention_is_shown_where_layer_types_rotate_apart():
