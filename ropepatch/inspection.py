@@ -26,6 +26,8 @@ def run_inspection(options: argparse.Namespace) -> None:
     if options.plot is not None:
         from ropepatch.pictures import draw, save
 
+        if not portraits:
+            raise ConfigError("there is nothing to draw, as the model has no positions")
         save(draw(portraits), options.plot)
         print(f"\n{options.plot}")
 

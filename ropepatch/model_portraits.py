@@ -10,7 +10,12 @@ from transformers import PreTrainedModel
 
 from ropepatch.adapters.bias_stacks import BiasStack, each_once, find_bias_stacks
 from ropepatch.adapters.biased import BiasedForward, forward_attribute
-from ropepatch.adapters.pretrained import pretrained_model, text_config, trained_length
+from ropepatch.adapters.pretrained import (
+    pretrained_model,
+    text_config,
+    text_modules,
+    trained_length,
+)
 from ropepatch.adapters.rope_parameters import original_length, parameters_of
 from ropepatch.adapters.rotary import (
     chosen_layer_types,
@@ -18,6 +23,7 @@ from ropepatch.adapters.rotary import (
     stock_frequencies,
     stock_geometry,
 )
+from ropepatch.adapters.tables import PositionTable, find_tables
 from ropepatch.attention.position_modules import BiasModule, TableModule
 from ropepatch.attention.score_bias import AlibiBias, BucketBias, ScoreBias
 from ropepatch.description import require_length
@@ -38,6 +44,7 @@ from ropepatch.portraits import (
     portrait_class,
     rotary_portrait,
 )
+from ropepatch.positions import interpolate_rows
 
 _UNSCALED = "unscaled"
 
@@ -67,7 +74,7 @@ def model_portraits(
             return _placed(root, method, length)
         return _replaced(root, method, length)
     if mechanism == "absolute":
-        return []  # a learned table has no shape to speak of
+        return [_table(table, method, length) for table in find_tables(root)]
     if mechanism == "rotary":
         return _rotary(root, manifest, method, length)
     return _biased(root, method, length)
@@ -75,8 +82,11 @@ def model_portraits(
 
 def _length(model: PreTrainedModel, mechanism: str, given: int | None) -> int:
     config = text_config(model)
-    if mechanism == "rotary" and Manifest.in_config(config) is None:
+    patched = Manifest.in_config(config) is not None
+    if mechanism == "rotary" and not patched:
         return original_length(config, given)  # which a config that scales may hold apart
+    if mechanism == "absolute" and not patched and given is None:
+        return min(table.rows for table in find_tables(model))  # RoBERTa's config counts two more
     return require_length(model, given)
 
 
@@ -92,10 +102,15 @@ def _replaced(model: PreTrainedModel, method: Replacement, length: int) -> list[
         num_heads=config.num_attention_heads,
     )
     stacks = find_bias_stacks(model)
-    if len(stacks) < 2:
-        return [portrait(method, sizes)]
+    if not stacks:
+        causal = all(getattr(each, "is_causal", True) for each in text_modules(model).values())
+        return [portrait(method, replace(sizes, bidirectional=not causal))]
     return [
-        portrait(method, replace(sizes, bidirectional=not stack.causal), stack.part)
+        portrait(
+            method,
+            replace(sizes, bidirectional=not stack.causal),
+            part=stack.part if len(stacks) > 1 else "",
+        )
         for stack in stacks
     ]
 
@@ -146,6 +161,23 @@ def _placed_curve(module: BiasModule, distances: Tensor) -> Tensor:
 def _vectors(module: TableModule, positions: Tensor) -> Tensor:
     made: Tensor = module(positions.to(next(module.parameters(), positions).device))
     return made.double().cpu()
+
+
+def _table(table: PositionTable, method: Method | None, length: int) -> TablePortrait:
+    """A learned table, as it is or as a method reads it."""
+    return TablePortrait(
+        method=_UNSCALED if method is None else method_title(method),
+        length=length,
+        target=length if method is None else round(method.factor * length),
+        vectors=partial(_rows, table, method),
+        dim=table.module.embedding_dim,
+    )
+
+
+@torch.no_grad()
+def _rows(table: PositionTable, method: Method | None, positions: Tensor) -> Tensor:
+    places = positions if method is None else method.absolute(positions)
+    return interpolate_rows(table.module.weight.cpu(), places + table.offset)
 
 
 def _geometries(

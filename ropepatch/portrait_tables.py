@@ -50,11 +50,14 @@ def describe_portrait(portrait: Portrait) -> dict[str, str]:
             f"would have at distance 0 (bias ≤ {_signed(FADED)})",
         }
     assert isinstance(portrait, TablePortrait)
-    norms = portrait.vectors(torch.tensor([0, portrait.length, portrait.target - 1])).norm(dim=-1)
-    first, trained, last = (f"{norm:.3g}" for norm in norms.tolist())
+    positions = sorted({0, portrait.length - 1, portrait.target - 1})
+    norms = portrait.vectors(torch.tensor(positions)).norm(dim=-1).tolist()
     return rows | {
         "mechanism": f"vectors added to the embeddings, {portrait.dim} channels",
-        "norms": f"{first} at position 0, {trained} at {portrait.length:,}, {last} at the last",
+        "norms": ", ".join(
+            f"{norm:.3g} at position {position:,}"
+            for position, norm in zip(positions, norms, strict=True)
+        ),
     }
 
 

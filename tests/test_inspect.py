@@ -75,9 +75,21 @@ def test_an_encoders_reach_is_told_for_both_directions(tmp_path, said):
 
 
 def test_sinusoids_are_told_by_their_norm(said):
-    assert "norms       8 at position 0, 8 at 4,096, 8 at the last\n" in said(
-        "--method", "sinusoidal", "--dim", 128
-    )
+    expected = "norms       8 at position 0, 8 at position 4,095, 8 at position 16,383\n"
+    assert expected in said("--method", "sinusoidal", "--dim", 128)
+
+
+def test_a_table_that_ends_is_told_up_to_its_last_row(tmp_path, said):
+    save_pretrained(patch_model(fresh_model("llama"), "learned", 1), tmp_path / "learned")
+    assert "at position 31\n" in said(tmp_path / "learned")
+
+
+def test_a_model_without_positions_is_told_and_not_drawn(tmp_path, said, capsys):
+    save_pretrained(patch_model(fresh_model("llama"), "nope", 4), tmp_path / "nope")
+    assert "patch       nope" in said(tmp_path / "nope")
+    arguments = ["inspect", str(tmp_path / "nope"), "--plot", str(tmp_path / "out.png")]
+    assert main(arguments) == USER_ERROR
+    assert "there is nothing to draw" in capsys.readouterr().err
 
 
 def test_a_model_is_told_with_a_method_and_without(llama, said):

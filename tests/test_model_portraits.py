@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_bias_models import fresh_bias_model
 from tiny_models import fresh_model, tiny_config, tiny_model
+from tiny_table_models import TABLES, fresh_table_model
 
 from ropepatch import patch_model
 from ropepatch.errors import UnsupportedMechanismError
@@ -148,6 +149,36 @@ def test_a_replacing_method_is_shown_with_the_models_sizes():
     encoder, decoder = model_portraits(fresh_bias_model("t5"), by("alibi"))
     assert (encoder.part, encoder.bidirectional) == ("encoder", True)
     assert (decoder.part, decoder.bidirectional) == ("decoder", False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "both_ways"), [("bert", True), ("roberta", True), ("gpt2", False)]
+)
+def test_a_bias_of_an_encoder_is_shown_to_both_sides(kind, both_ways):
+    (as_would_be,) = model_portraits(fresh_table_model(kind), by("alibi", factor=4.0))
+    (as_is,) = model_portraits(patch_model(fresh_table_model(kind), "alibi", 4.0))
+    assert as_would_be.bidirectional == as_is.bidirectional == both_ways
+    assert as_would_be.reach(-1) == as_is.reach(-1)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "roberta"])
+@pytest.mark.parametrize("how", ["stock", "by a method", "patched"])
+def test_a_learned_table_is_shown_by_its_rows(kind, how):
+    model = fresh_table_model(kind)
+    path, offset = TABLES[kind]
+    rows = model.get_submodule(path).weight.detach().double()[offset:]
+    if how == "stock":
+        (shown,) = model_portraits(model)
+        assert (shown.title, shown.target) == ("unscaled", 32)
+        assert torch.equal(shown.vectors(torch.arange(32)), rows)
+        return
+    if how == "patched":
+        (shown,) = model_portraits(patch_model(model, "linear", 4.0))
+    else:
+        (shown,) = model_portraits(model, by("linear", factor=4.0))
+    assert (shown.title, shown.target) == ("linear, factor 4", 128)
+    between = 0.75 * rows[10] + 0.25 * rows[11]  # position 41 lies at 10.25
+    torch.testing.assert_close(shown.vectors(torch.tensor([41]))[0], between)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("bloom", "yarn"), ("t5", "ntk"), ("bloom", "alibi")])
