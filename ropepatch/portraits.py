@@ -20,8 +20,8 @@ from ropepatch.methods.replacement import (
 from ropepatch.methods.xpos import XPos
 from ropepatch.positions import decay_bound, turns
 
-#: A bias has reached as far as it lets a key count: from there on it takes its weight in the softmax to
-#: less than 1/1000 of what it has at distance 0.
+#: A bias reaches to the first distance at which a key's weight in the softmax is 1/1000 of what it has at
+#: distance 0, or less.
 FADED = -math.log(1000)
 FARTHEST = 1 << 20  #: tokens up to which a reach is looked for
 _BLOCK = 1 << 14
