@@ -34,19 +34,18 @@ from ropepatch.methods.xpos import XPos
 from ropepatch.patch import mechanism_of
 from ropepatch.placed_parameters import placed_modules
 from ropepatch.portraits import (
+    UNSCALED,
     BiasPortrait,
     Portrait,
     RotaryPortrait,
     Sizes,
     TablePortrait,
-    method_title,
+    caption,
     portrait,
     portrait_class,
     rotary_portrait,
 )
 from ropepatch.positions import interpolate_rows
-
-_UNSCALED = "unscaled"
 
 MethodFor = Callable[[int], Method]  #: for a trained length
 
@@ -122,14 +121,10 @@ def _placed(model: PreTrainedModel, method: Replacement, length: int) -> list[Po
     portraits: list[Portrait] = []
     for path, module in placed_modules(model).items():
         part = path.rpartition(".")[0] if model.config.is_encoder_decoder else ""
-        title, target = method_title(method), round(method.factor * length)
         if isinstance(module, TableModule):
             portraits.append(
                 TablePortrait(
-                    method=title,
-                    part=part,
-                    length=length,
-                    target=target,
+                    **caption(method, length, part),
                     vectors=partial(_vectors, module),
                     dim=module.geometry.dim,
                 )
@@ -137,12 +132,10 @@ def _placed(model: PreTrainedModel, method: Replacement, length: int) -> list[Po
         elif isinstance(module, BiasModule):
             layers = module.geometry.num_layers if module.method.per_layer else 1
             layer = f"layer 1 of {layers}" if layers > 1 else ""
+            part = ", ".join(filter(None, (part, layer)))
             portraits.append(
                 BiasPortrait(
-                    method=title,
-                    length=length,
-                    target=target,
-                    part=", ".join(filter(None, (part, layer))),
+                    **caption(method, length, part),
                     bias=partial(_placed_curve, module),
                     bidirectional=module.geometry.bidirectional,
                 )
@@ -166,9 +159,7 @@ def _vectors(module: TableModule, positions: Tensor) -> Tensor:
 def _table(table: PositionTable, method: Method | None, length: int) -> TablePortrait:
     """A learned table, as it is or as a method reads it."""
     return TablePortrait(
-        method=_UNSCALED if method is None else method_title(method),
-        length=length,
-        target=length if method is None else round(method.factor * length),
+        **caption(method, length),
         vectors=partial(_rows, table, method),
         dim=table.module.embedding_dim,
     )
@@ -225,24 +216,20 @@ def _rotary(
 
 
 def _scaling(rope_type: str) -> str:
-    return _UNSCALED if rope_type == "default" else f"{rope_type}, by the config"
+    return UNSCALED if rope_type == "default" else f"{rope_type}, by the config"
 
 
 def _biased(model: PreTrainedModel, method: Method | None, length: int) -> list[Portrait]:
-    by_method = _UNSCALED if method is None else method_title(method)
-    target = length if method is None else round(method.factor * length)
     portraits: list[Portrait] = []
     for stack in find_bias_stacks(model):
         biases = _live(stack, method) or each_once(stack.biases(method, length).values())
         layer = f", layer 1 of {len(biases)}" if len(biases) > 1 else ""
         part = "" if stack.mechanism == "alibi" else f"{stack.part}{layer}"
+        said = caption(method, length, part)
         portraits.append(
             BiasPortrait(
-                method=by_method,
-                part=part,
-                length=length,
-                target=target,
-                bias=partial(_curve, biases[0], target),
+                **said,
+                bias=partial(_curve, biases[0], said["target"]),
                 bidirectional=not stack.causal,
             )
         )
