@@ -26,6 +26,8 @@ def run_inspection(options: argparse.Namespace) -> None:
     if options.plot is not None:
         from ropepatch.pictures import draw, save
 
+        if not portraits:
+            raise ConfigError("there is nothing to draw, as the model has no positions")
         save(draw(portraits), options.plot)
         print(f"\n{options.plot}")
 
@@ -81,13 +83,12 @@ def _inspect_model(options: argparse.Namespace) -> list[Portrait]:
     elif options.factor or options.target_length or options.set:
         raise ConfigError("--factor, --target-length and --set are a method's; add --method")
 
-    from ropepatch.terminal import silence_transformers
+    from ropepatch.terminal import print_rows, silence_transformers
     from ropepatch.training.pretrained import open_model
 
     silence_transformers()
     model = open_model(options.model)
-    for name, text in describe(model).items():
-        print(f"{name:<12}{text}")
+    print_rows(describe(model))
     method_for = None if options.method is None else partial(_method_for, options)
     try:
         return model_portraits(model, method_for, options.original_max_position_embeddings)

@@ -10,14 +10,20 @@ from transformers import PreTrainedModel
 
 from ropepatch.adapters.bias_stacks import BiasStack, each_once, find_bias_stacks
 from ropepatch.adapters.biased import BiasedForward, forward_attribute
-from ropepatch.adapters.pretrained import pretrained_model, text_config, trained_length
+from ropepatch.adapters.pretrained import (
+    pretrained_model,
+    text_config,
+    text_modules,
+    trained_length,
+)
 from ropepatch.adapters.rope_parameters import original_length, parameters_of
 from ropepatch.adapters.rotary import (
     chosen_layer_types,
     find_rotary_modules,
-    frequency_buffer,
+    stock_frequencies,
     stock_geometry,
 )
+from ropepatch.adapters.tables import PositionTable, find_tables
 from ropepatch.attention.position_modules import BiasModule, TableModule
 from ropepatch.attention.score_bias import AlibiBias, BucketBias, ScoreBias
 from ropepatch.description import require_length
@@ -28,18 +34,18 @@ from ropepatch.methods.xpos import XPos
 from ropepatch.patch import mechanism_of
 from ropepatch.placed_parameters import placed_modules
 from ropepatch.portraits import (
+    UNSCALED,
     BiasPortrait,
     Portrait,
     RotaryPortrait,
     Sizes,
     TablePortrait,
-    method_title,
+    caption,
     portrait,
     portrait_class,
     rotary_portrait,
 )
-
-_UNSCALED = "unscaled"
+from ropepatch.positions import interpolate_rows
 
 MethodFor = Callable[[int], Method]  #: for a trained length
 
@@ -67,7 +73,7 @@ def model_portraits(
             return _placed(root, method, length)
         return _replaced(root, method, length)
     if mechanism == "absolute":
-        return []  # a learned table has no shape to speak of
+        return [_table(table, method, length) for table in find_tables(root)]
     if mechanism == "rotary":
         return _rotary(root, manifest, method, length)
     return _biased(root, method, length)
@@ -75,8 +81,11 @@ def model_portraits(
 
 def _length(model: PreTrainedModel, mechanism: str, given: int | None) -> int:
     config = text_config(model)
-    if mechanism == "rotary" and Manifest.in_config(config) is None:
+    patched = Manifest.in_config(config) is not None
+    if mechanism == "rotary" and not patched:
         return original_length(config, given)  # which a config that scales may hold apart
+    if mechanism == "absolute" and not patched and given is None:
+        return min(table.rows for table in find_tables(model))  # RoBERTa's config counts two more
     return require_length(model, given)
 
 
@@ -92,10 +101,15 @@ def _replaced(model: PreTrainedModel, method: Replacement, length: int) -> list[
         num_heads=config.num_attention_heads,
     )
     stacks = find_bias_stacks(model)
-    if len(stacks) < 2:
-        return [portrait(method, sizes)]
+    if not stacks:
+        causal = all(getattr(each, "is_causal", True) for each in text_modules(model).values())
+        return [portrait(method, replace(sizes, bidirectional=not causal))]
     return [
-        portrait(method, replace(sizes, bidirectional=not stack.causal), stack.part)
+        portrait(
+            method,
+            replace(sizes, bidirectional=not stack.causal),
+            part=stack.part if len(stacks) > 1 else "",
+        )
         for stack in stacks
     ]
 
@@ -107,14 +121,10 @@ def _placed(model: PreTrainedModel, method: Replacement, length: int) -> list[Po
     portraits: list[Portrait] = []
     for path, module in placed_modules(model).items():
         part = path.rpartition(".")[0] if model.config.is_encoder_decoder else ""
-        title, target = method_title(method), round(method.factor * length)
         if isinstance(module, TableModule):
             portraits.append(
                 TablePortrait(
-                    method=title,
-                    part=part,
-                    length=length,
-                    target=target,
+                    **caption(method, length, part),
                     vectors=partial(_vectors, module),
                     dim=module.geometry.dim,
                 )
@@ -122,12 +132,10 @@ def _placed(model: PreTrainedModel, method: Replacement, length: int) -> list[Po
         elif isinstance(module, BiasModule):
             layers = module.geometry.num_layers if module.method.per_layer else 1
             layer = f"layer 1 of {layers}" if layers > 1 else ""
+            part = ", ".join(filter(None, (part, layer)))
             portraits.append(
                 BiasPortrait(
-                    method=title,
-                    length=length,
-                    target=target,
-                    part=", ".join(filter(None, (part, layer))),
+                    **caption(method, length, part),
                     bias=partial(_placed_curve, module),
                     bidirectional=module.geometry.bidirectional,
                 )
@@ -148,20 +156,31 @@ def _vectors(module: TableModule, positions: Tensor) -> Tensor:
     return made.double().cpu()
 
 
+def _table(table: PositionTable, method: Method | None, length: int) -> TablePortrait:
+    """A learned table, as it is or as a method reads it."""
+    return TablePortrait(
+        **caption(method, length),
+        vectors=partial(_rows, table, method),
+        dim=table.module.embedding_dim,
+    )
+
+
+@torch.no_grad()
+def _rows(table: PositionTable, method: Method | None, positions: Tensor) -> Tensor:
+    places = positions if method is None else method.absolute(positions)
+    return interpolate_rows(table.module.weight.cpu(), places + table.offset)
+
+
 def _geometries(
     model: PreTrainedModel, manifest: Manifest | None, length: int
-) -> list[tuple[str | None, RotaryGeometry, Tensor]]:
-    """Layer type, geometry as trained, and the stock module's frequencies, of each that is scaled."""
+) -> list[tuple[str | None, RotaryGeometry, nn.Module]]:
+    """Layer type, geometry as trained, and stock module, of each layer type that is scaled."""
     config, found = text_config(model), find_rotary_modules(model)
     asked = None if manifest is None else manifest.layer_types
     chosen = chosen_layer_types(found, asked)
     before = config.rope_parameters if manifest is None else manifest.unpatched["rope_parameters"]
     return [
-        (
-            layer_type,
-            stock_geometry(module, layer_type, before, length),
-            frequency_buffer(module.module, layer_type),
-        )
+        (layer_type, stock_geometry(module, layer_type, before, length), module.module)
         for module in found
         for layer_type in module.layer_types
         if layer_type in chosen
@@ -173,45 +192,44 @@ def _rotary(
 ) -> list[Portrait]:
     config = text_config(model)
     portraits: list[Portrait] = []
-    for layer_type, geometry, stock in _geometries(model, manifest, length):
+    for layer_type, geometry, module in _geometries(model, manifest, length):
         part = layer_type or ""
         if method is not None:
             portraits.append(rotary_portrait(method, geometry, part))
             continue
         parameters = parameters_of(config.rope_parameters, layer_type)
+        target = max(length, trained_length(model) or length)
+        inv_freq, attention_factor = stock_frequencies(module, layer_type, target)
         portraits.append(
             RotaryPortrait(
                 method=_scaling(parameters.get("rope_type", "default")),
                 part=part,
                 length=length,
-                target=max(length, trained_length(model) or length),
+                target=target,
                 geometry=geometry,
-                factor=float(parameters.get("factor", 1.0)),
-                inv_freq=stock.double().cpu(),
+                factor=float(parameters.get("factor") or target / length),
+                inv_freq=inv_freq,
+                attention_factor=attention_factor,
             )
         )
     return portraits
 
 
 def _scaling(rope_type: str) -> str:
-    return _UNSCALED if rope_type == "default" else f"{rope_type}, by the config"
+    return UNSCALED if rope_type == "default" else f"{rope_type}, by the config"
 
 
 def _biased(model: PreTrainedModel, method: Method | None, length: int) -> list[Portrait]:
-    by_method = _UNSCALED if method is None else method_title(method)
-    target = length if method is None else round(method.factor * length)
     portraits: list[Portrait] = []
     for stack in find_bias_stacks(model):
         biases = _live(stack, method) or each_once(stack.biases(method, length).values())
         layer = f", layer 1 of {len(biases)}" if len(biases) > 1 else ""
         part = "" if stack.mechanism == "alibi" else f"{stack.part}{layer}"
+        said = caption(method, length, part)
         portraits.append(
             BiasPortrait(
-                method=by_method,
-                part=part,
-                length=length,
-                target=target,
-                bias=partial(_curve, biases[0], target),
+                **said,
+                bias=partial(_curve, biases[0], said["target"]),
                 bidirectional=not stack.causal,
             )
         )

@@ -17,6 +17,7 @@ from ropepatch.portraits import (
     RotaryPortrait,
     TablePortrait,
 )
+from ropepatch.terminal import print_rows
 
 _NEAR = (1, 8, 64)  #: distances at which a bias is printed, besides the two lengths
 
@@ -26,8 +27,7 @@ def print_portrait(portrait: Portrait) -> None:
     console = Console()
     console.print()
     console.print(Text(portrait.title, style="bold"))
-    for name, text in describe_portrait(portrait).items():
-        console.print(Text(f"{name:<12}{text}"), soft_wrap=True)
+    print_rows(describe_portrait(portrait))
     if isinstance(portrait, RotaryPortrait):
         console.print()
         console.print(_pairs(portrait))
@@ -46,15 +46,18 @@ def describe_portrait(portrait: Portrait) -> dict[str, str]:
     if isinstance(portrait, BiasPortrait):
         return rows | {
             "mechanism": f"bias on scores, {portrait.num_heads} heads; below, less that of distance 0",
-            "reach": "tokens to where the bias leaves a key less than 1/1000 of the weight that it "
-            f"would have at distance 0 (bias ≤ {_signed(FADED)})",
+            "reach": "tokens to the first distance at which the bias leaves a key 1/1000 of the weight "
+            f"that it would have at distance 0 (bias ≤ {_number(FADED)})",
         }
     assert isinstance(portrait, TablePortrait)
-    norms = portrait.vectors(torch.tensor([0, portrait.length, portrait.target - 1])).norm(dim=-1)
-    first, trained, last = (f"{norm:.3g}" for norm in norms.tolist())
+    positions = sorted({0, portrait.length - 1, portrait.target - 1})
+    norms = portrait.vectors(torch.tensor(positions)).norm(dim=-1).tolist()
     return rows | {
         "mechanism": f"vectors added to the embeddings, {portrait.dim} channels",
-        "norms": f"{first} at position 0, {trained} at {portrait.length:,}, {last} at the last",
+        "norms": ", ".join(
+            f"{norm:.3g} at position {position:,}"
+            for position, norm in zip(positions, norms, strict=True)
+        ),
     }
 
 
@@ -119,7 +122,7 @@ def _pairs(portrait: RotaryPortrait) -> Table:
         table.add_row(
             str(pair),
             f"{wavelength:,.1f}",
-            f"{turned:,.3g}" if turned < 100 else f"{turned:,.0f}",
+            _number(turned.item()),
             treatment,
             f"{ratio:.3g}",
             "out of range" if leaves else "within",
@@ -136,10 +139,11 @@ def _heads(portrait: BiasPortrait) -> Table:
     values = portrait.against_here(torch.tensor(distances, dtype=torch.float64)).tolist()
     for head, (biases, *reached) in enumerate(zip(values, *reach.values(), strict=True)):
         shown = [f"> {FARTHEST:,}" if tokens is None else f"{tokens:,}" for tokens in reached]
-        table.add_row(str(head), *map(_signed, biases), *shown)
+        table.add_row(str(head), *map(_number, biases), *shown)
     return table
 
 
-def _signed(value: float) -> str:
-    """Three digits and a true minus sign."""
-    return f"{value:,.3g}".replace("-", "−")
+def _number(value: float) -> str:
+    """Three digits, all that stand before the point, and a true minus sign."""
+    text = f"{value:,.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+    return text.replace("-", "−")

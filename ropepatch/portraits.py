@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 import torch
 from torch import Tensor
@@ -20,28 +20,39 @@ from ropepatch.methods.replacement import (
 from ropepatch.methods.xpos import XPos
 from ropepatch.positions import decay_bound, turns
 
-#: A bias has reached as far as it lets a key count: from there on it takes its weight in the softmax to
-#: less than 1/1000 of what it has at distance 0.
+#: A bias reaches to the first distance at which a key's weight in the softmax is 1/1000 of what it has at
+#: distance 0, or less.
 FADED = -math.log(1000)
 FARTHEST = 1 << 20  #: tokens up to which a reach is looked for
 _BLOCK = 1 << 14
 _HERE = torch.zeros(1, dtype=torch.float64)
 _SAME = 1e-5  #: relative; stock frequencies are float32
 
+UNSCALED = "unscaled"  #: in the place of a method
+
 #: What a method makes of a pair, from the fastest to the slowest.
 TREATMENTS = ("sped up", "kept", "blended", "interpolated", "slowed more", "stopped")
 
 
+class Caption(TypedDict):
+    """What every portrait says first."""
+
+    method: str  #: and its factor, or what else makes it what it is
+    part: str  #: which of a model's encodings it is, if it has several
+    length: int  #: tokens trained to
+    target: int  #: tokens that it is to be used for
+
+
 @dataclass(frozen=True, kw_only=True)
 class Portrait:
-    """Base of what is shown of an encoding."""
+    """Base of what is shown of an encoding; see Caption."""
 
     reads: ClassVar[tuple[str, ...]]  #: fields of Sizes, besides the trained length
 
-    method: str  #: and its factor, or what else makes it what it is
-    part: str = ""  #: which of a model's encodings it is, if it has several
-    length: int  #: tokens trained to
-    target: int  #: tokens that it is to be used for
+    method: str
+    part: str = ""
+    length: int
+    target: int
 
     @property
     def title(self) -> str:
@@ -172,15 +183,12 @@ def portrait(method: Method, sizes: Sizes, part: str = "") -> Portrait:
 def rotary_portrait(method: Method, geometry: RotaryGeometry, part: str = "") -> RotaryPortrait:
     """Frequencies by a method, of rows of the target length where it reads that."""
     length = geometry.original_max_position_embeddings
-    target = round(method.factor * length)
-    made = method.rotary(geometry, torch.tensor(target))
+    said = caption(method, length, part)
+    made = method.rotary(geometry, torch.tensor(said["target"]))
     if not made.inv_freq.any():
         raise _no_portrait(method, "nothing turns: there are no positions")
     return RotaryPortrait(
-        method=method_title(method),
-        part=part,
-        length=length,
-        target=target,
+        **said,
         geometry=geometry,
         factor=method.factor,
         inv_freq=made.inv_freq,
@@ -200,35 +208,32 @@ def _bias_portrait(method: ScoreBiasMethod, sizes: Sizes, part: str) -> BiasPort
     if not bias(torch.arange(length, dtype=torch.float64)).any():
         raise _no_portrait(method, "it is 0 at every distance until it is trained")
     return BiasPortrait(
-        method=method_title(method),
-        part=part,
-        length=length,
-        target=round(method.factor * length),
-        bias=bias,
-        bidirectional=sizes.bidirectional,
+        **caption(method, length, part), bias=bias, bidirectional=sizes.bidirectional
     )
 
 
 def _table_portrait(method: TableMethod, sizes: Sizes, part: str) -> TablePortrait:
     length = sizes.original_max_position_embeddings
-    target = round(method.factor * length)
-    geometry = TableGeometry(rows=target, dim=sizes.dim, original_max_position_embeddings=length)
+    said = caption(method, length, part)
+    geometry = TableGeometry(
+        rows=said["target"], dim=sizes.dim, original_max_position_embeddings=length
+    )
     if method.longest(geometry) is not None:
         raise _no_portrait(method, "its vectors are random until they are trained")
     vectors = partial(method.vectors, geometry, parameters=method.initial(geometry))
-    return TablePortrait(
-        method=method_title(method),
+    return TablePortrait(**said, vectors=vectors, dim=sizes.dim)
+
+
+def caption(method: Method | None, length: int, part: str = "") -> Caption:
+    """For an encoding trained to `length` tokens, by a method or as it is."""
+    if method is None:
+        return Caption(method=UNSCALED, part=part, length=length, target=length)
+    return Caption(
+        method=f"{method.name}, factor {method.factor:g}",
         part=part,
         length=length,
-        target=target,
-        vectors=vectors,
-        dim=sizes.dim,
+        target=round(method.factor * length),
     )
-
-
-def method_title(method: Method) -> str:
-    """`yarn, factor 4`."""
-    return f"{method.name}, factor {method.factor:g}"
 
 
 def _treatment(ratio: float, factor: float) -> str:

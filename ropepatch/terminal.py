@@ -1,7 +1,8 @@
-"""What a person sees while something long runs: how far it is, and how long it will still take."""
+"""What a person sees: rows of text, and while something long runs, how far it is and for how long."""
 
 import math
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from transformers.utils import logging
 
 _SECONDS_BETWEEN_LINES = 15.0  #: where the output is a file and not a terminal
+_HEADING = 12  #: characters of a row's heading
 _TELLING = 0.02  #: share of the work after which its pace says how long the rest takes
 
 
@@ -96,6 +98,15 @@ class ShareProgress(ProgressDisplay):
         self(start)
         yield lambda part: self(start + share * part)
         self(start + share)
+
+
+def print_rows(rows: dict[str, str]) -> None:
+    """A heading and its text on each line; a long text goes on below itself."""
+    width = Console().width
+    for heading, text in rows.items():
+        for line in textwrap.wrap(text, width - _HEADING, break_on_hyphens=False):
+            print(f"{heading:<{_HEADING}}{line}")
+            heading = ""
 
 
 def duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from tiny_models import token_ids
+from tiny_bias_models import padded, real
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
@@ -24,31 +24,12 @@ class Batch:
     mask: Tensor | None = None  # (2, tokens)
     position_ids: Tensor | None = None  # (2, tokens)
 
-    def until(self, end: int) -> dict[str, Any]:
-        """Arguments of a call that gives the model everything up to `end`."""
-        return self.between(0, end)
-
-    def between(self, start: int, end: int) -> dict[str, Any]:
-        """Arguments of a call that continues a cache of `start` tokens."""
-        positions = self.position_ids
-        return {
-            "input_ids": self.ids[:, start:end],
-            "attention_mask": None if self.mask is None else self.mask[:, :end],
-            "position_ids": None if positions is None else positions[:, start:end],
-        }
-
 
 def make_batch(padding: str, length: int = LENGTH, *, pads: int = PADS) -> Batch:
     """Two rows; `padding` is where the second one has its pads."""
-    ids = token_ids(2, length)
-    if padding == "none":
-        return Batch(ids)
-    mask = torch.ones_like(ids)
-    if padding == "right":
-        mask[1, length - pads :] = 0
-        return Batch(ids, mask)
-    mask[1, :pads] = 0
-    return Batch(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
+    ids, mask = padded(length, padding, pads=pads)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0) if padding == "left" else None
+    return Batch(ids, mask, positions)
 
 
 def make_cache(model: nn.Module, kind: str, length: int) -> Any:
@@ -90,18 +71,12 @@ def in_pieces(
 @torch.no_grad()
 def answer(model: nn.Module, batch: Batch, cache_kind: str | None = None) -> Tensor:
     """Logits of all real tokens; with a cache: prefill, then token by token. (tokens, vocabulary)"""
-    length = batch.ids.shape[1]
+    ids, mask, length = batch.ids, batch.mask, batch.ids.shape[1]
+    positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
     if cache_kind is None:
-        out = model(**batch.until(length), use_cache=False).logits
+        out = model(input_ids=ids, attention_mask=mask, use_cache=False, **positions).logits
     else:
         cache = make_cache(model, cache_kind, length)
         borders = [0, *range(length - STEPS, length + 1)]
-        out = torch.cat(
-            [
-                model(**batch.between(start, end), past_key_values=cache, use_cache=True).logits
-                for start, end in pairwise(borders)
-            ],
-            dim=1,
-        )
-    real = torch.ones_like(batch.ids) if batch.mask is None else batch.mask
-    return out[real.bool()]
+        out = in_pieces(model, ids, mask, cache, borders, **positions)
+    return real(out, mask)

@@ -70,13 +70,6 @@ def test_a_full_checkpoint_has_them_under_their_names(cell, tmp_path):
         assert torch.equal(held[name], parameter)
 
 
-@WITH_PARAMETERS
-def test_unpatching_removes_them(cell):
-    model = unpatch_model(replaced(cell))
-    assert placed(model, cell.method) == {}
-    assert not any(cell.method in name for name in model.state_dict())
-
-
 def weighted(logits: Tensor, rows: int = 2) -> Tensor:
     """A loss that depends on every logit."""
     weights = torch.randn(rows, *logits.shape[1:], generator=torch.Generator().manual_seed(3))

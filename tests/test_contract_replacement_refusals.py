@@ -9,11 +9,7 @@ from peft import LoraConfig, get_peft_model
 from replacement_cells import IDS, Cell, answers, fresh, replaced
 from tiny_models import tiny_model, token_ids
 
-from ropepatch import (
-    patch_info,
-    patch_model,
-    verify,
-)
+from ropepatch import patch_info, patch_model, verify
 from ropepatch.errors import (
     AlreadyScaledError,
     LengthError,
@@ -119,12 +115,8 @@ WRONG = [
         "does not rescale rotary.*methods that replace: alibi",
     ),
     ("bloom", "alibi", UnsupportedMechanismError, "'alibi' does not replace ALiBi"),
-    ("bloom", "xpos", UnsupportedMechanismError, "'xpos' does not replace ALiBi"),
-    ("bloom", "learned", UnsupportedMechanismError, "'learned' does not replace ALiBi"),
-    ("t5", "t5_bias", UnsupportedMechanismError, "'t5_bias' does not replace relative buckets"),
     ("t5", "sinusoidal", UnsupportedMechanismError, "does not replace relative buckets"),
     ("gpt2", "yarn", UnsupportedMechanismError, "'yarn' does not rescale tables of positions"),
-    ("gpt2", "learned", UnsupportedMechanismError, "does not replace tables of positions"),
     ("bert", "xpos", UnsupportedMechanismError, "does not replace tables of positions"),
 ]
 
@@ -140,14 +132,6 @@ OPTIONS = [
         {"slopes": "steep"},
         "slopes is 'steep'; allowed: 'geometric', 'trainable' or 'random'",
     ),
-    ("alibi", {"directions": "both"}, "directions is 'both'; allowed: 'symmetric' or 'split'"),
-    ("kerple_log", {"seed": -1}, "seed is -1"),
-    ("kerple_log", {"per_layer": 1}, "per_layer is 1; allowed: True or False"),
-    ("sandwich", {"dim": 127}, "dim is 127; allowed: an even number of channels"),
-    ("t5_bias", {"num_buckets": 1}, "num_buckets is 1"),
-    ("t5_bias", {"max_distance": 3}, "max_distance is 3"),
-    ("xpos", {"scale_base": 0}, "scale_base is 0; allowed: a finite number > 0"),
-    ("nope", {"seed": 1}, "'nope' has no option 'seed'"),
     ("kerple_log", {"layer_types": ["full_attention"]}, "layer_types does not apply to Llama"),
     ("kerple_log", {"part": "encoder"}, "part does not apply to Llama"),
     ("kerple_log", {"attention": "folded"}, "folds ALiBi's own slopes"),

@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from replacement_cells import ABSOLUTE_CELLS, answers, fresh, replaced
 from tiny_bias_models import assert_near
 from tiny_models import token_ids
-from tiny_table_models import CAUSAL_KINDS, ENCODER_KINDS, KINDS, TABLES, table_model
+from tiny_table_models import CAUSAL_KINDS, ENCODER_KINDS, KINDS, TABLES
 
 from ropepatch import patch_info, patch_model, patched, unpatch_model, verify
 from ropepatch.errors import LengthError
@@ -108,21 +108,6 @@ def test_generate_goes_on_to_the_patched_length(kind, method):
     model.generation_config.max_length = 64
     out = model.generate(SHORT, do_sample=False, min_length=64)
     assert out.shape == (2, 64)
-
-
-@EVERY_KIND
-def test_a_longer_stock_table_with_the_interpolated_rows_gives_the_same(kind):
-    """A checkpoint that somebody interpolated and saved as a longer model."""
-    model = patch_model(fresh(kind), "linear", 2)
-    path, offset = TABLES[kind]
-    longer = table_model(kind, length=64)
-    weights = {name: value for name, value in model.state_dict().items() if path not in name}
-    longer.load_state_dict(weights, strict=False)
-    table = longer.get_submodule(path).weight.data
-    rows = model.get_submodule(path).weight[offset:]
-    lower = torch.arange(64) // 2
-    table[offset:] = (rows[lower] + rows[(lower + torch.arange(64) % 2).clamp(max=31)]) / 2
-    assert_near(answers(model, LONG), answers(longer, LONG))
 
 
 @EVERY_KIND

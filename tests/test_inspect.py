@@ -57,13 +57,28 @@ def test_pairs_that_leave_their_range_are_named(said):
 
 def test_slopes_are_told_with_their_reach_and_what_that_is(said):
     shown = said("--method", "alibi", "--heads", 2, "--target-length", 8192)
-    assert "less than 1/1000 of the weight" in shown
-    assert "(bias ≤ −6.91)" in shown
+    assert "a key 1/1000 of the weight" in " ".join(shown.split())
+    assert "(bias ≤ −6.91)" in " ".join(shown.split())
     # Slopes 1/16 and 1/256 at distances 1, 8, 64, 4096, 8192.
     assert rows(shown, "head") == [
         ["0", "−0.0625", "−0.5", "−4", "−256", "−512", "111"],
         ["1", "−0.00391", "−0.0312", "−0.25", "−16", "−32", "1,769"],
     ]
+
+
+def test_long_numbers_are_written_out(said):
+    # Slope 1/2 at 8192 tokens, and 652 turns in 4096.
+    assert "−4,096" in rows(said("--method", "alibi", "--target-length", 8192), "head")[0]
+    assert rows(said("--method", "yarn"), "pair")[0][2] == "652"
+
+
+def test_a_long_text_goes_on_below_itself(llama, said, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    before, _, after = said(llama).partition("replaced by ")
+    assert all(len(line) <= 60 for line in (before + after).splitlines())
+    first, second, *_ = after.splitlines()
+    assert first.startswith("alibi, ")
+    assert second.startswith(" " * 12 + "sandwich, ")
 
 
 def test_an_encoders_reach_is_told_for_both_directions(tmp_path, said):
@@ -75,9 +90,21 @@ def test_an_encoders_reach_is_told_for_both_directions(tmp_path, said):
 
 
 def test_sinusoids_are_told_by_their_norm(said):
-    assert "norms       8 at position 0, 8 at 4,096, 8 at the last\n" in said(
-        "--method", "sinusoidal", "--dim", 128
-    )
+    expected = "norms       8 at position 0, 8 at position 4,095, 8 at position 16,383\n"
+    assert expected in said("--method", "sinusoidal", "--dim", 128)
+
+
+def test_a_table_that_ends_is_told_up_to_its_last_row(tmp_path, said):
+    save_pretrained(patch_model(fresh_model("llama"), "learned", 1), tmp_path / "learned")
+    assert "at position 31\n" in said(tmp_path / "learned")
+
+
+def test_a_model_without_positions_is_told_and_not_drawn(tmp_path, said, capsys):
+    save_pretrained(patch_model(fresh_model("llama"), "nope", 4), tmp_path / "nope")
+    assert "patch       nope" in said(tmp_path / "nope")
+    arguments = ["inspect", str(tmp_path / "nope"), "--plot", str(tmp_path / "out.png")]
+    assert main(arguments) == USER_ERROR
+    assert "there is nothing to draw" in capsys.readouterr().err
 
 
 def test_a_model_is_told_with_a_method_and_without(llama, said):

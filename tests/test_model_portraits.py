@@ -1,9 +1,12 @@
 """What there is to see of a model's encoding, patched or not, or by a method that is not put in."""
 
+import math
+
 import pytest
 import torch
 from tiny_bias_models import fresh_bias_model
 from tiny_models import fresh_model, tiny_config, tiny_model
+from tiny_table_models import TABLES, fresh_table_model
 
 from ropepatch import patch_model
 from ropepatch.errors import UnsupportedMechanismError
@@ -61,6 +64,38 @@ def test_a_config_that_scales_by_itself_is_shown_so():
     assert shown.leaves_range.tolist() == [False] * 4 + [True] * 4
 
 
+def test_longrope_of_a_config_is_shown_by_its_factors_for_long_text():
+    factors = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 8.0]
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": factors,
+        "original_max_position_embeddings": 256,
+    }
+    model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=1024)
+    (shown,) = model_portraits(model)
+    torch.testing.assert_close(1 / shown.ratios, torch.tensor(factors).double(), rtol=1e-6, atol=0)
+    expected = ["kept", *["blended"] * 5, "interpolated", "slowed more"]  # target/trained is 4
+    assert shown.treatments == expected
+    assert shown.attention_factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(256)))
+    rotary = model.model.rotary_emb
+    assert torch.equal(rotary.inv_freq, rotary.original_inv_freq)  # looking changes nothing
+
+
+def test_yarn_of_a_config_is_shown_with_its_attention_factor():
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 256,
+    }
+    (shown,) = model_portraits(
+        tiny_model("llama", rope_parameters=rope, max_position_embeddings=1024)
+    )
+    assert shown.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+
+
 def test_only_full_attention_is_shown_where_layer_types_rotate_apart():
     (shown,) = model_portraits(fresh_model("gemma3_text"), by("yarn", factor=4.0))
     assert shown.title == "full_attention, yarn, factor 4"
@@ -114,6 +149,36 @@ def test_a_replacing_method_is_shown_with_the_models_sizes():
     encoder, decoder = model_portraits(fresh_bias_model("t5"), by("alibi"))
     assert (encoder.part, encoder.bidirectional) == ("encoder", True)
     assert (decoder.part, decoder.bidirectional) == ("decoder", False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "both_ways"), [("bert", True), ("roberta", True), ("gpt2", False)]
+)
+def test_a_bias_of_an_encoder_is_shown_to_both_sides(kind, both_ways):
+    (as_would_be,) = model_portraits(fresh_table_model(kind), by("alibi", factor=4.0))
+    (as_is,) = model_portraits(patch_model(fresh_table_model(kind), "alibi", 4.0))
+    assert as_would_be.bidirectional == as_is.bidirectional == both_ways
+    assert as_would_be.reach(-1) == as_is.reach(-1)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "roberta"])
+@pytest.mark.parametrize("how", ["stock", "by a method", "patched"])
+def test_a_learned_table_is_shown_by_its_rows(kind, how):
+    model = fresh_table_model(kind)
+    path, offset = TABLES[kind]
+    rows = model.get_submodule(path).weight.detach().double()[offset:]
+    if how == "stock":
+        (shown,) = model_portraits(model)
+        assert (shown.title, shown.target) == ("unscaled", 32)
+        assert torch.equal(shown.vectors(torch.arange(32)), rows)
+        return
+    if how == "patched":
+        (shown,) = model_portraits(patch_model(model, "linear", 4.0))
+    else:
+        (shown,) = model_portraits(model, by("linear", factor=4.0))
+    assert (shown.title, shown.target) == ("linear, factor 4", 128)
+    between = 0.75 * rows[10] + 0.25 * rows[11]  # position 41 lies at 10.25
+    torch.testing.assert_close(shown.vectors(torch.tensor([41]))[0], between)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("bloom", "yarn"), ("t5", "ntk"), ("bloom", "alibi")])

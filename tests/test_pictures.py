@@ -8,7 +8,7 @@ import torch
 from ropepatch.errors import CheckpointError, ConfigError
 from ropepatch.methods import make_method
 from ropepatch.pictures import draw, require_suffix, save
-from ropepatch.portraits import Sizes, portrait
+from ropepatch.portraits import BiasPortrait, Sizes, portrait
 
 SIZES = Sizes(dim=16, original_max_position_embeddings=64, num_heads=4)
 
@@ -100,7 +100,9 @@ def test_scores_explode_past_the_fit_and_stay_below_their_bound(yarn):
     assert max(drawn["fitted"][0]) < 64 <= min(drawn["extrapolated"][0])
     assert max(drawn["extrapolated"][1]) > 100 * max(drawn["fitted"][1])
     both = drawn["fitted"][1] + drawn["extrapolated"][1]
-    assert all(size <= bound for size, bound in zip(both, drawn["its bound"][1], strict=True))
+    assert all(
+        size <= bound for size, bound in zip(both, drawn["bound on |score|"][1], strict=True)
+    )
 
 
 def test_biases_are_drawn_against_distance_with_the_reach_marked():
@@ -115,6 +117,20 @@ def test_biases_are_drawn_against_distance_with_the_reach_marked():
     assert [distances[index] for index in marked] == [111]
     assert drawn["1/1000 of\nthe weight"][1][0] == pytest.approx(-math.log(1000))
     assert len({line.get_marker() for line in axes.get_lines()[:4]}) == 4
+
+
+def test_heads_without_an_end_are_marked_at_the_edge():
+    shown = BiasPortrait(
+        method="flat",
+        length=8,
+        target=32,
+        bias=lambda distances: -torch.ones(8, 1) * (distances > 0),
+    )
+    axes = panels(draw([shown]))["Bias by distance"]
+    drawn = axes.get_lines()[:8]
+    assert [line.get_xdata()[line.get_markevery()] for line in drawn] == [32] * 8
+    assert len({line.get_marker() for line in drawn}) == 8
+    assert "1/1000 of\nthe weight" not in lines(axes)  # out of sight
 
 
 def test_bias_matrices_show_the_past_only():

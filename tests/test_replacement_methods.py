@@ -79,12 +79,6 @@ def test_the_decay_of_xpos_is_the_logarithm_of_zeta_for_each_token(dim, scale_ba
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
-def test_xpos_decays_slow_pairs_less_and_none_grows():
-    decay = make_method("xpos").log_decay(rotary())
-    assert (decay < 0).all()
-    assert (decay.diff() > 0).all()
-
-
 @given(n=st.integers(0, 4096), distance=st.integers(0, 4096))
 def test_the_product_of_a_query_and_a_key_of_xpos_is_the_rotated_one_times_the_decay(n, distance):
     dim, m = 16, n + distance

@@ -249,6 +249,8 @@ def test_a_wrong_override_is_explained(tmp_path, override, expected):
         (b"model: [1", "not valid YAML: line 1: "),
         (b"", "holds no sections"),
         (b"- a", "holds no sections"),
+        (b"{model}: x", "not valid YAML: line 1: found unhashable key"),
+        (b"model: x\nmodel: y", "line 2: the key model comes twice"),
         (b"\xff\xfe\x00", "not a text file"),
     ],
 )

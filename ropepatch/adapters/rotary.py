@@ -71,6 +71,19 @@ def frequency_buffer(module: nn.Module, layer_type: str | None) -> Tensor:
     return module.get_buffer(prefixed("inv_freq", layer_type))
 
 
+@torch.no_grad()
+def stock_frequencies(
+    module: nn.Module, layer_type: str | None, length: int
+) -> tuple[Tensor, float]:
+    """What a stock module makes of `length` tokens: frequencies, float64 (dim/2,), and attention factor."""
+    module = copy.deepcopy(module)  # a call changes it, where its scaling depends on the length
+    x = torch.zeros(1, device=frequency_buffer(module, layer_type).device)
+    arguments = () if layer_type is None else (layer_type,)
+    module(x[None, None], (x.long() + length - 1)[None], *arguments)
+    factor = getattr(module, prefixed("attention_scaling", layer_type), 1.0)
+    return frequency_buffer(module, layer_type).double().cpu(), float(factor)
+
+
 def find_rotary_modules(model: PreTrainedModel) -> list[RotaryModule]:
     """Every rotary module of the text decoder.
 

@@ -24,7 +24,6 @@ from ropepatch.portraits import FADED, FARTHEST, BiasPortrait
 
 BIAS_SIZE = (14.5, 5.0)  #: inches
 _HEADS = 8  #: that a reader can tell apart
-_POINTS = 300
 _TOKENS = 256  #: of a matrix, and fewer if a model has fewer
 _CELLS = 128  #: of its side
 _LOWEST = 1.5 * FADED  #: below which no key counts
@@ -42,7 +41,7 @@ def draw_bias(figure: SubFigure, portrait: BiasPortrait) -> None:
 
 
 def _curves(axes: Axes, portrait: BiasPortrait, heads: Sequence[int]) -> None:
-    """Bias by distance; a mark where a head has reached as far as it does."""
+    """Bias by distance; a mark where a head's reach ends, at the edge if it goes on."""
     reaches = [portrait.reach(way) for way in ((1, -1) if portrait.bidirectional else (1,))]
     reach = reaches[0]
     farthest = max(portrait.target, *(reach[head] or 0 for head in heads), 2)
@@ -57,22 +56,22 @@ def _curves(axes: Axes, portrait: BiasPortrait, heads: Sequence[int]) -> None:
     )
     tokens_axis(axes, -farthest if portrait.bidirectional else 0, farthest)
     for number, head in enumerate(heads):
-        tokens = reach[head]
+        tokens = reach[head] or farthest
         axes.plot(
             distances,
             biases[head],
             color=colormaps["viridis"](0.9 * number / max(len(heads) - 1, 1)),
             linestyle=DASHES[number % len(DASHES)],
             marker=MARKERS[number],
-            markevery=[] if tokens is None else [int((distances - tokens).abs().argmin())],
+            markevery=[int((distances - tokens).abs().argmin())],
             markersize=7,
             label=f"{head}: {' / '.join(_tokens(each[head]) for each in reaches)}",
         )
     low, high = (float(end) for end in biases[biases.isfinite()].aminmax())
     axes.set_ylim(max(_LOWEST, low - 0.5), high + 0.5)
-    axes.axhline(
-        FADED, color=INK, linewidth=0.8, linestyle=DASHES[2], label="1/1000 of\nthe weight"
-    )
+    if low <= FADED:
+        name = "1/1000 of\nthe weight"
+        axes.axhline(FADED, color=INK, linewidth=0.8, linestyle=DASHES[2], label=name)
     mark_lengths(axes, portrait.length, portrait.target)
 
 
@@ -105,7 +104,8 @@ def _matrices(figure: SubFigure, portrait: BiasPortrait, heads: Sequence[int]) -
     bar = figure.colorbar(
         image, ax=panels, extend="min" if norm.vmin == FADED else "neither", fraction=0.05
     )
-    bar.set_label("bias against distance 0, nats; line: reach")
+    reaches = "; line: reach" if norm.vmin == FADED else ""
+    bar.set_label(f"bias against distance 0, nats{reaches}")
     figure.supxlabel("key", fontsize=9.5)
     figure.supylabel("query", fontsize=9.5)
 

@@ -44,7 +44,7 @@ def tokens_axis(axes: Axes, first: int, last: int) -> None:
     step = -(-last.bit_length() // (3 if first < 0 else 7))
     powers = [2.0**exponent for exponent in range(0, last.bit_length(), step)]
     axes.set_xscale("symlog", linthresh=1, base=2)
-    axes.set_xlim(first, last)
+    axes.set_xlim(1.15 * first, 1.15 * last)  # room for marks at the ends
     axes.set_xticks([*(-power for power in powers if first < 0), 0, *powers])
     axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}".replace("-", "−"))
 

@@ -178,7 +178,9 @@ def _fit(axes: Axes, portrait: RotaryPortrait, coefficients: Tensor) -> None:
     label(axes, "Random scores, fitted within the trained length", "distance, tokens", "|score|")
     axes.plot(distances[within], sizes[within], color=BLUE, linewidth=0.8, label="fitted")
     axes.plot(distances[~within], sizes[~within], color=RED, label="extrapolated")
-    axes.plot(distances, bound, color=INK, linewidth=0.8, linestyle=DASHES[2], label="its bound")
+    axes.plot(
+        distances, bound, color=INK, linewidth=0.8, linestyle=DASHES[2], label="bound on |score|"
+    )
     axes.hlines(
         error,
         0,
@@ -187,7 +189,7 @@ def _fit(axes: Axes, portrait: RotaryPortrait, coefficients: Tensor) -> None:
         linestyle=DASHES[3],
         label="bound on |score − straight line|",
     )
-    axes.set_yscale("symlog", linthresh=10)
+    axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(0, 3000 * float(bound.max()))  # room for the legend
     mark_lengths(axes, length, length)
     axes.legend(loc="upper right", ncols=2)

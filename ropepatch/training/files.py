@@ -38,13 +38,13 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key may come once; PyYAML takes the last one without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+        seen: list[Any] = []  # a key that is a list or a mapping is refused below
         for key, _ in node.value:
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"the key {key.value} comes twice", problem_mark=key.start_mark
                 )
-            seen.add(key.value)
+            seen.append(key.value)
         return super().construct_mapping(node, deep)
 
 
