@@ -125,7 +125,11 @@ def padding_mask_for_generate(
     past_key_values: Cache,
     **rest: object,
 ) -> Tensor | None:
-    """Stands in for a model's `create_masks_for_generate`: the padding mask, as long as a static cache."""
+    """Stands in for a model's `create_masks_for_generate`: the padding mask, as long as a static cache.
+
+    A cache of a window alone is shorter than the text, all of which the mask tells about.
+    """
     if attention_mask is None or attention_mask.dim() == 4:
         return attention_mask
-    return F.pad(attention_mask, (0, past_key_values.get_max_length() - attention_mask.shape[-1]))
+    room = past_key_values.get_max_length() - attention_mask.shape[-1]
+    return F.pad(attention_mask, (0, max(room, 0)))
