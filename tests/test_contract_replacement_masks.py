@@ -4,6 +4,7 @@ import pytest
 import torch
 from replacement_cells import IDS, Cell, answers, replaced
 from tiny_models import tiny_model, token_ids
+from transformers import DynamicCache
 
 from ropepatch import patch_model
 from ropepatch.errors import MaskError
@@ -55,15 +56,55 @@ def test_positions_that_skip_are_refused_where_tokens_are_counted(method):
     model = patch_model(tiny_model("llama"), method, 2)
     ids, skipping = token_ids(1, 6), torch.tensor([[0, 1, 2, 20, 21, 22]])
     for arguments in ({}, {"attention_mask": torch.ones_like(ids)}):
-        with pytest.raises(MaskError, match="position_ids skip or start again"):
+        with pytest.raises(MaskError, match=r"position_ids skip.*leave position_ids out"):
             model(ids, position_ids=skipping, **arguments)
-    with pytest.raises(MaskError, match="leave out the mask"):
-        model(
-            ids,
-            position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]),
-            attention_mask=torch.ones_like(ids),
-        )
     model(ids, position_ids=torch.arange(4, 10)[None], attention_mask=torch.ones_like(ids))
+
+
+PACKED = torch.cat([torch.arange(12), torch.arange(18)])[None]
+TOLD_APART = [
+    Cell("llama", method) for method in ("alibi", "xpos", "nope", "sinusoidal", "learned")
+]
+TOLD_APART += [Cell("gpt2", "kerple_log"), Cell("gpt2", "nope"), Cell("gpt_neo", "sinusoidal")]
+NOT_TOLD_APART = [Cell("opt", m) for m in ("alibi", "kerple_log", "t5_bias", "nope", "sinusoidal")]
+NOT_TOLD_APART += [Cell("bert", "alibi"), Cell("falcon", "kerple_log")]
+
+
+@pytest.mark.parametrize("cell", TOLD_APART, ids=str)
+def test_packed_documents_that_a_cache_or_a_mask_would_join_are_refused(cell):
+    model = replaced(cell)
+    joined = [{}, {"past_key_values": DynamicCache(config=model.config), "use_cache": False}]
+    joined += [{"attention_mask": torch.ones_like(SHORT), "use_cache": False}]
+    for arguments in joined:
+        with pytest.raises(MaskError, match="pass use_cache=False and no attention_mask"):
+            model(SHORT, position_ids=PACKED, **arguments)
+
+
+@pytest.mark.parametrize("cell", NOT_TOLD_APART, ids=str)
+def test_packed_documents_are_refused_by_models_that_do_not_tell_them_apart(cell):
+    with pytest.raises(MaskError, match="does not tell documents in one row apart; give each its"):
+        answers(replaced(cell), SHORT, position_ids=PACKED)
+
+
+@pytest.mark.parametrize("cell", TOLD_APART, ids=str)
+def test_positions_may_count_on_from_a_cache_but_not_start_again(cell):
+    model = replaced(cell)
+    cache = DynamicCache(config=model.config)
+    first, rest = torch.arange(30)[None].split([12, 18], 1)
+    answers(model, SHORT[:, :12], position_ids=first, past_key_values=cache, use_cache=True)
+    with pytest.raises(MaskError, match="start again at 0"):
+        answers(model, SHORT[:, 12:], position_ids=rest - 12, past_key_values=cache)
+    read_on = answers(model, SHORT[:, 12:], position_ids=rest, past_key_values=cache)
+    torch.testing.assert_close(read_on, answers(model, SHORT)[:, 12:], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+def test_packed_documents_may_leave_the_cache_to_gradient_checkpointing():
+    model = replaced(Cell("llama", "alibi"))
+    alone = answers(model, SHORT[:, 12:])
+    model.gradient_checkpointing_enable()
+    packed = model.train()(SHORT, position_ids=PACKED).logits
+    torch.testing.assert_close(packed[:, 12:], alone, atol=2e-5, rtol=1e-4)
 
 
 def test_vectors_by_position_follow_positions_that_skip():

@@ -18,6 +18,7 @@ from ropepatch.adapters.bias_stacks import (
 )
 from ropepatch.adapters.biased import forward_attribute, no_bias
 from ropepatch.adapters.caches import ScaleRows
+from ropepatch.adapters.given_positions import position_checks
 from ropepatch.adapters.masks import CompactMasks
 from ropepatch.adapters.placing import AddVectors, bias_changes, table_changes
 from ropepatch.adapters.plan import (
@@ -166,7 +167,7 @@ def _placed_modules(
         changes.append(HookChange(stack.module, AddVectors(method.name)))
     for owner in {each.owner for each in attentions if each.owner is not None}:
         changes.append(UnusedParameters(owner.get_submodule("relative_attention_bias")))
-    return changes
+    return changes + position_checks(stack.module, method)
 
 
 def _stack_changes(stack: BiasStack, biases: dict[Any, ScoreBias], kernel: Kernel) -> list[Change]:
