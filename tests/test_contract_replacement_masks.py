@@ -115,3 +115,24 @@ def test_vectors_by_position_follow_positions_that_skip():
         told = model(ids, position_ids=skipping, attention_mask=mask).logits
         counted = model(ids, attention_mask=mask).logits
     assert not torch.allclose(told, counted)
+
+
+COUNTING = [Cell("llama", "alibi"), Cell("llama", "xpos"), Cell("opt", "t5_bias")]
+COUNTING += [Cell(kind, "kerple_log") for kind in ("gpt2", "bert", "bloom", "mpt")]
+COUNTING += [Cell("t5", "kerple_log", {"part": part}) for part in ("encoder", "decoder")]
+GAP = torch.ones_like(SHORT)
+GAP[1, 10:13] = 0
+
+
+@pytest.mark.parametrize("cell", COUNTING, ids=str)
+def test_padding_between_tokens_is_refused_where_it_would_count_as_distance(cell):
+    name = "decoder_attention_mask" if cell.options.get("part") == "decoder" else "attention_mask"
+    with pytest.raises(MaskError, match=r"row 1 .*padding between tokens.*pad on the left"):
+        answers(replaced(cell), SHORT, **{name: GAP})
+
+
+@pytest.mark.parametrize("cell", [Cell("llama", "nope"), Cell("bloom", "nope")], ids=str)
+def test_padding_between_tokens_is_nothing_where_no_distance_counts(cell):
+    model, kept = replaced(cell), GAP[1].bool()
+    read = answers(model, SHORT, attention_mask=GAP)[1, kept]
+    torch.testing.assert_close(read, answers(model, SHORT[1:, kept])[0], atol=2e-5, rtol=1e-4)

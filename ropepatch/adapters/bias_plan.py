@@ -38,7 +38,7 @@ from ropepatch.adapters.pretrained import (
 from ropepatch.adapters.profile import checked_text, fit_to, measure_stacks
 from ropepatch.attention.biased import KERNELS, Kernel
 from ropepatch.attention.profiles import ScoreProfile
-from ropepatch.attention.score_bias import AlibiBias, BucketBias, ScoreBias
+from ropepatch.attention.score_bias import AlibiBias, BucketBias, PlacedBias, ScoreBias
 from ropepatch.errors import LengthError, MethodOptionError, NothingPatchedError
 from ropepatch.manifest import Manifest, PatchInfo
 from ropepatch.methods import Method
@@ -196,6 +196,8 @@ def _stack_changes(stack: BiasStack, biases: dict[Any, ScoreBias], kernel: Kerne
         _, builder, counts_tokens = ALIBI[type(stack.attentions[0].module).__name__]
         instead = False if builder == "use_alibi" else no_bias
         changes.append(AttributeChange(stack.module, builder, instead))
+        if any(isinstance(bias, PlacedBias) for bias in biases.values()):
+            counts_tokens = False  # what is put in checks for itself
     return [*changes, HookChange(stack.module, CompactMasks(stack.causal, counts_tokens))]
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ropepatch.adapters.masks import require_no_gap
 from ropepatch.attention.lengths import named_arguments
 from ropepatch.errors import MaskError
 from ropepatch.methods import Method
@@ -46,6 +47,8 @@ class CheckPositions:
         mask, positions = given.get("attention_mask"), given.get("position_ids")
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
             return  # a matrix tells everything
+        if mask is not None and self.counts:
+            require_no_gap(mask.bool())
         if not isinstance(positions, Tensor) or positions.dim() != 2:
             return
         cache = given.get("past_key_values")
