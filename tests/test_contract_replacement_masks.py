@@ -136,3 +136,17 @@ def test_padding_between_tokens_is_nothing_where_no_distance_counts(cell):
     model, kept = replaced(cell), GAP[1].bool()
     read = answers(model, SHORT, attention_mask=GAP)[1, kept]
     torch.testing.assert_close(read, answers(model, SHORT[1:, kept])[0], atol=2e-5, rtol=1e-4)
+
+
+COMPILED = [Cell("llama", "alibi"), Cell("llama", "xpos"), Cell("gemma3_text", "kerple_log")]
+COMPILED += [Cell("gpt2", "t5_bias"), Cell("bert", "alibi")]
+
+
+@pytest.mark.parametrize("cell", COMPILED, ids=str)
+def test_compiled_without_mask_and_positions_it_is_one_graph(cell):
+    model = replaced(cell)
+    expected = answers(model, SHORT)
+    more = {"use_cache": False} if model.can_generate() else {}
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)(SHORT, **more).logits
+    torch.testing.assert_close(compiled, expected, atol=2e-5, rtol=1e-4)

@@ -120,10 +120,10 @@ class RequireLive:
 
     def __call__(
         self, stack: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *output: object
-    ) -> None:
+    ) -> tuple[tuple[()], dict[str, Any]] | None:
         if output:
             ask_for_probabilities(False)
-            return
+            return None
         given = named_arguments(stack, args, kwargs)
         name = getattr(stack.config, IMPLEMENTATION)
         if name != NAME:
@@ -133,6 +133,22 @@ class RequireLive:
             )
         asked = given.get("output_attentions")
         ask_for_probabilities(bool(stack.config.output_attentions if asked is None else asked))
+        return ((), _as_one_document(given)) if torch.compiler.is_compiling() else None
+
+
+def _as_one_document(given: dict[str, Any]) -> dict[str, Any]:
+    """With a mask of ones where nobody tells of borders: to look for some would break the graph."""
+    if any(
+        given.get(name) is not None
+        for name in ("attention_mask", "position_ids", "past_key_values")
+    ):
+        return given
+    tokens = given.get("input_ids")
+    tokens = given.get("inputs_embeds") if tokens is None else tokens
+    if tokens is None:
+        return given  # stock says what is missing
+    ones = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    return given | {"attention_mask": ones}
 
 
 @dataclass(eq=False)
