@@ -13,7 +13,7 @@ RopepatchError
 │   ├── NothingPatchedError (RuntimeError)          the model has nothing that the patch would change
 │   ├── LengthError (ValueError)                    lengths or factors that contradict each other
 │   ├── CacheError (ValueError)                     a key–value cache that does not fit the patch
-│   ├── MaskError (ValueError)                      an attention mask that cannot be one
+│   ├── MaskError (ValueError)                      a mask or positions that cannot be gone by
 │   └── PatchVerificationError (RuntimeError)       what is live is not what was patched
 ├── CheckpointError (OSError)                       a directory that cannot be read or written
 │   ├── SidecarError (ValueError)                   `ropepatch.json` is missing, damaged or was edited
@@ -83,7 +83,7 @@ class CacheError(PatchError, ValueError):
 
 
 class MaskError(PatchError, ValueError):
-    """An attention mask has a type or shape that a patched model cannot take."""
+    """An attention mask, or positions, that a patched model cannot take or would silently misread."""
 
 
 class PatchVerificationError(PatchError, RuntimeError):

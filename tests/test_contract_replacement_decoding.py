@@ -5,7 +5,7 @@ import torch
 from decoding import in_pieces, make_cache
 from replacement_cells import FACTOR, IDS, LENGTH, ON_ROTARY, Cell, answers, fresh, replaced
 from tiny_bias_models import RELATIVE_KINDS, assert_near, padded, real
-from tiny_models import KINDS
+from tiny_models import KINDS, tiny_model
 from tiny_table_models import CAUSAL_KINDS, ENCODER_KINDS
 from tiny_table_models import KINDS as TABLE_KINDS
 
@@ -133,6 +133,18 @@ def test_greedy_decoding_is_the_same_with_any_cache_and_with_none(cell, padding)
     assert torch.equal(generated(), uncached)
     static = generated(cache_implementation="static", disable_compile=True)
     assert torch.equal(static, uncached)
+
+
+@pytest.mark.parametrize("method", ["alibi", "kerple_log", "sandwich", "t5_bias", "xpos", "nope"])
+def test_a_static_cache_of_a_window_alone_decodes_a_padded_row_as_by_itself(method):
+    """Every layer of Mistral keeps 8 tokens, fewer than are read and than are padded."""
+    model = replaced(Cell("mistral", method), tiny_model("mistral", sliding_window=8))
+    ids, mask = padded(28, "left", pads=10)
+    new = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+    static = {"cache_implementation": "static", "disable_compile": True}
+    together = model.generate(input_ids=ids, attention_mask=mask, **static, **new)
+    alone = model.generate(input_ids=ids[1:, 10:], use_cache=False, **new)
+    assert torch.equal(together[1, 10:], alone[0])
 
 
 @pytest.mark.parametrize("cell", [*SOME_ROTARY[:12], *ALIBI, *RELATIVE, *CAUSAL_TABLE], ids=str)

@@ -6,14 +6,13 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from replacement_cells import IDS, Cell, answers, fresh, replaced
+from replacement_cells import IDS, answers, fresh
 from tiny_models import tiny_model, token_ids
 
 from ropepatch import patch_info, patch_model, verify
 from ropepatch.errors import (
     AlreadyScaledError,
     LengthError,
-    MaskError,
     MethodOptionError,
     PatchError,
     UnsupportedMechanismError,
@@ -154,31 +153,6 @@ def test_a_way_of_attention_is_refused_where_attention_stays_stock(kind, method)
     assert_refused(fresh(kind), MethodOptionError, match, method, 2, attention="eager")
 
 
-@pytest.mark.parametrize("kind", ["llama", "bloom", "gpt2", "bert"])
-def test_a_mask_of_floats_is_refused_with_what_is_allowed(kind):
-    model = replaced(Cell(kind, "kerple_log"))
-    mask = torch.zeros(2, 1, 30, 30)
-    with pytest.raises(MaskError, match=r"the attention mask is of torch\.float32.*allowed"):
-        answers(model, SHORT, attention_mask=mask)
-
-
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2", "bert"])
-def test_a_bool_mask_of_four_dimensions_tells_all(kind):
-    """Two documents without a view of each other."""
-    model = replaced(Cell(kind, "kerple_log"))
-    first = torch.arange(30) < 12
-    mask = (first[:, None] == first)[None, None].expand(2, 1, -1, -1)
-    if kind != "bert":
-        mask = mask & torch.ones(30, 30, dtype=torch.bool).tril()
-    if kind == "gemma3_text":  # where one of 16 tokens is told alike for both kinds of layers
-        mask = {"full_attention": mask, "sliding_attention": mask}
-    seen = answers(model, SHORT, attention_mask=mask)
-    for part in (slice(0, 12), slice(12, 30)):
-        torch.testing.assert_close(
-            seen[:, part], answers(model, SHORT[:, part]), atol=2e-5, rtol=1e-4
-        )
-
-
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
 def test_attention_of_ours_without_a_patch_says_so(kind):
     model = fresh(kind)
@@ -237,29 +211,3 @@ def test_cross_attention_that_cannot_be_told_from_its_own_is_refused():
     config = transformers.GPT2Config(**SMALL, **sizes, add_cross_attention=True)
     model = transformers.GPT2LMHeadModel(config).eval()
     assert_refused(model, UnsupportedModelError, "has cross-attention", "kerple_log", 2)
-
-
-@pytest.mark.parametrize("method", ["alibi", "xpos"])
-def test_positions_that_skip_are_refused_where_tokens_are_counted(method):
-    model = patch_model(tiny_model("llama"), method, 2)
-    ids, skipping = token_ids(1, 6), torch.tensor([[0, 1, 2, 20, 21, 22]])
-    for arguments in ({}, {"attention_mask": torch.ones_like(ids)}):
-        with pytest.raises(MaskError, match="position_ids skip or start again"):
-            model(ids, position_ids=skipping, **arguments)
-    with pytest.raises(MaskError, match="leave out the mask"):
-        model(
-            ids,
-            position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]),
-            attention_mask=torch.ones_like(ids),
-        )
-    model(ids, position_ids=torch.arange(4, 10)[None], attention_mask=torch.ones_like(ids))
-
-
-def test_vectors_by_position_follow_positions_that_skip():
-    model = patch_model(tiny_model("llama"), "sinusoidal", 2)
-    ids, mask = token_ids(1, 6), torch.ones(1, 6, dtype=torch.long)
-    skipping = torch.tensor([[0, 1, 2, 20, 21, 22]])
-    with torch.no_grad():
-        told = model(ids, position_ids=skipping, attention_mask=mask).logits
-        counted = model(ids, attention_mask=mask).logits
-    assert not torch.allclose(told, counted)

@@ -18,6 +18,7 @@ from ropepatch.adapters.bias_stacks import (
 )
 from ropepatch.adapters.biased import forward_attribute, no_bias
 from ropepatch.adapters.caches import ScaleRows
+from ropepatch.adapters.given_positions import position_checks
 from ropepatch.adapters.masks import CompactMasks
 from ropepatch.adapters.placing import AddVectors, bias_changes, table_changes
 from ropepatch.adapters.plan import (
@@ -37,7 +38,7 @@ from ropepatch.adapters.pretrained import (
 from ropepatch.adapters.profile import checked_text, fit_to, measure_stacks
 from ropepatch.attention.biased import KERNELS, Kernel
 from ropepatch.attention.profiles import ScoreProfile
-from ropepatch.attention.score_bias import AlibiBias, BucketBias, ScoreBias
+from ropepatch.attention.score_bias import AlibiBias, BucketBias, PlacedBias, ScoreBias
 from ropepatch.errors import LengthError, MethodOptionError, NothingPatchedError
 from ropepatch.manifest import Manifest, PatchInfo
 from ropepatch.methods import Method
@@ -166,7 +167,7 @@ def _placed_modules(
         changes.append(HookChange(stack.module, AddVectors(method.name)))
     for owner in {each.owner for each in attentions if each.owner is not None}:
         changes.append(UnusedParameters(owner.get_submodule("relative_attention_bias")))
-    return changes
+    return changes + position_checks(stack.module, method)
 
 
 def _stack_changes(stack: BiasStack, biases: dict[Any, ScoreBias], kernel: Kernel) -> list[Change]:
@@ -195,6 +196,8 @@ def _stack_changes(stack: BiasStack, biases: dict[Any, ScoreBias], kernel: Kerne
         _, builder, counts_tokens = ALIBI[type(stack.attentions[0].module).__name__]
         instead = False if builder == "use_alibi" else no_bias
         changes.append(AttributeChange(stack.module, builder, instead))
+        if any(isinstance(bias, PlacedBias) for bias in biases.values()):
+            counts_tokens = False  # what is put in checks for itself
     return [*changes, HookChange(stack.module, CompactMasks(stack.causal, counts_tokens))]
 
 

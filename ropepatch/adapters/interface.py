@@ -158,6 +158,9 @@ def attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
+    if isinstance(attention_mask, Tensor):  # a matrix tells all: causality and windows, too
+        attention_mask = attention_mask.expand(-1, -1, query.shape[2], -1)
+        sliding_window = None
     layer = _Layer(site, scale, dropout, sliding_window, softcap, _are_asked_for(settings))
     return layer.run(query, key, value, attention_mask)
 

@@ -42,7 +42,7 @@ class CompactMasks:
         least = keys if isinstance(seen, int) and seen + queries == keys else queries
         mask = _compact(given.get("attention_mask"), rows, queries, (least, keys), inputs.device)
         if self.counts_tokens and mask.shape[2] == 1:
-            _require_no_gap(mask[:, 0, 0])
+            require_no_gap(mask[:, 0, 0])
         if dense:
             mask = for_every_query(mask, queries, keys, seen, self.causal)
         given["attention_mask"] = mask
@@ -94,7 +94,7 @@ def _compact(
     )
 
 
-def _require_no_gap(mask: Tensor) -> None:
+def require_no_gap(mask: Tensor) -> None:
     """Raise MaskError for padding between tokens of a row, (batch, key): distances would count it."""
     if torch.compiler.is_compiling() or mask.shape[1] < 2:
         return
@@ -102,7 +102,7 @@ def _require_no_gap(mask: Tensor) -> None:
     if bool((starts > 1).any()):
         row = int(starts.gt(1).nonzero()[0])
         raise MaskError(
-            f"row {row} of the attention mask has padding between tokens, which ALiBi would count as "
+            f"row {row} of the attention mask has padding between tokens, which would count as "
             "distance; pad on the left, so that what is generated follows the prompt"
         )
 
@@ -125,7 +125,11 @@ def padding_mask_for_generate(
     past_key_values: Cache,
     **rest: object,
 ) -> Tensor | None:
-    """Stands in for a model's `create_masks_for_generate`: the padding mask, as long as a static cache."""
+    """Stands in for a model's `create_masks_for_generate`: the padding mask, as long as a static cache.
+
+    A cache of a window alone is shorter than the text, all of which the mask tells about.
+    """
     if attention_mask is None or attention_mask.dim() == 4:
         return attention_mask
-    return F.pad(attention_mask, (0, past_key_values.get_max_length() - attention_mask.shape[-1]))
+    room = past_key_values.get_max_length() - attention_mask.shape[-1]
+    return F.pad(attention_mask, (0, max(room, 0)))

@@ -11,7 +11,7 @@ from ropepatch.adapters.interface import IMPLEMENTATION, NAME, ask_for_probabili
 from ropepatch.adapters.profile import Fit
 from ropepatch.attention.lengths import named_arguments
 from ropepatch.attention.position_modules import BiasModule, TableModule
-from ropepatch.errors import LengthError, MaskError, PatchError, UnsupportedModelError
+from ropepatch.errors import LengthError, PatchError, UnsupportedModelError
 from ropepatch.methods import Method
 from ropepatch.methods.replacement import (
     HeadGeometry,
@@ -116,23 +116,15 @@ def _positions(given: dict[str, Any], embeddings: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class RequireLive:
-    """Hook around a stack: its attention is still ours, and positions are those that it goes by.
-
-    Tells attention whether its probabilities are asked for.
-    """
+    """Hook around a stack: its attention is still ours, and hears whether probabilities are asked for."""
 
     def __call__(
         self, stack: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *output: object
-    ) -> None:
+    ) -> tuple[tuple[()], dict[str, Any]] | None:
         if output:
             ask_for_probabilities(False)
-            return
+            return None
         given = named_arguments(stack, args, kwargs)
-        positions = given.get("position_ids")
-        if isinstance(positions, Tensor) and not torch.compiler.is_compiling():
-            cache = given.get("past_key_values")
-            cached = 0 if cache is None else int(cache.get_seq_length())
-            _require_counted(positions, given.get("attention_mask"), cached)
         name = getattr(stack.config, IMPLEMENTATION)
         if name != NAME:
             raise PatchError(
@@ -141,28 +133,22 @@ class RequireLive:
             )
         asked = given.get("output_attentions")
         ask_for_probabilities(bool(stack.config.output_attentions if asked is None else asked))
+        return ((), _as_one_document(given)) if torch.compiler.is_compiling() else None
 
 
-def _require_counted(positions: Tensor, mask: object, cached: int) -> None:
-    """Raise MaskError for positions that skip, (batch or 1, n): attention counts the tokens between two.
-
-    A document that starts again at 0 is told apart if there is no mask.
-    """
-    if positions.shape[-1] < 2:
-        return
-    strange = positions[:, 1:] != positions[:, :-1] + 1
-    if mask is None:
-        strange = strange & (positions[:, 1:] != 0)
-    elif isinstance(mask, Tensor) and mask.dim() == 2:
-        seen = mask[:, cached : cached + positions.shape[-1]].bool().to(positions.device)
-        strange = strange & seen[:, 1:] & seen[:, :-1]
-    else:
-        return  # a matrix tells everything
-    if bool(strange.any()):
-        raise MaskError(
-            "position_ids skip or start again, but the distance that this model goes by is that in tokens; "
-            "leave them out, or, for packed documents that each start at 0, leave out the mask"
-        )
+def _as_one_document(given: dict[str, Any]) -> dict[str, Any]:
+    """With a mask of ones where nobody tells of borders: to look for some would break the graph."""
+    if any(
+        given.get(name) is not None
+        for name in ("attention_mask", "position_ids", "past_key_values")
+    ):
+        return given
+    tokens = given.get("input_ids")
+    tokens = given.get("inputs_embeds") if tokens is None else tokens
+    if tokens is None:
+        return given  # stock says what is missing
+    ones = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    return given | {"attention_mask": ones}
 
 
 @dataclass(eq=False)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ropepatch.adapters.attention_sites import AttentionModule, computes_itself, find_attention
 from ropepatch.adapters.bias_plan import checked_kernel
 from ropepatch.adapters.biased import forward_attribute
+from ropepatch.adapters.given_positions import position_checks
 from ropepatch.adapters.interface import IMPLEMENTATION, NAME, Site, site_change
 from ropepatch.adapters.placing import (
     AddVectors,
@@ -75,6 +76,7 @@ def plan_rotary_replacement(
         changes.append(HookChange(stack, AddVectors(method.name)))
     if needs_attention(model, type(method)):
         changes += _attention_changes(model, stack, found, method, length, attention, text)
+    changes += position_checks(stack, method)
     manifest = Manifest.of(method, length)
     after = {"max_position_embeddings": manifest.max_position_embeddings}
     changes += refusing_changes(model, after, manifest)
@@ -163,6 +165,7 @@ def plan_absolute(
         changes += [AttributeChange(table.parent, name, new) for name, new in buffers.items()]
     if needs_attention(model, type(method)):
         changes += _attention_changes(model, stack, [], method, length, attention, text)
+    changes += position_checks(stack, method)
     if limited:
         changes.append(HookChange(stack, RequireRoom(longest)))
     config = text_config(model)
