@@ -173,6 +173,22 @@ def test_a_fit_to_nothing_is_refused(sections, expected):
     assert expected in refusal({**SMALLEST, **sections})
 
 
+SHIFTED = {**SMALLEST["training"], "shifted_attention": {"group": 8}}
+
+
+@pytest.mark.parametrize("method", ["alibi", "kerple_log", "t5_bias", "xpos"])
+def test_shifted_attention_is_refused_with_a_method_that_brings_its_own(method):
+    said = refusal({**SMALLEST, "training": SHIFTED, "patch": {"method": method}})
+    assert f"patch.method '{method}' brings its own attention" in said
+    assert "leave shifted_attention out" in said
+
+
+@pytest.mark.parametrize("method", ["yarn", "nope", "sinusoidal"])
+def test_shifted_attention_goes_with_a_method_that_leaves_attention_alone(method):
+    recipe = parse_recipe({**SMALLEST, "training": SHIFTED, "patch": {"method": method}})
+    assert recipe.training.shifted_attention is not None
+
+
 OWN_TEXT = {"source": "books/train"}
 
 

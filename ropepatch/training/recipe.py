@@ -10,6 +10,8 @@ from pydantic.dataclasses import dataclass
 
 from ropepatch.errors import ConfigError
 from ropepatch.methods.registry import method_class, replaces
+from ropepatch.methods.replacement import ScoreBiasMethod
+from ropepatch.methods.xpos import XPos
 from ropepatch.training.files import read_recipe_file
 from ropepatch.training.mistakes import explain_all, list_mistakes
 from ropepatch.training.sections import (
@@ -60,6 +62,7 @@ class Recipe:
             if self.training.shifted_attention is not None:
                 self.training.shifted_attention.check(length)
         self._check_data()
+        self._check_attention()
         if self.evaluation is not None:
             self._check_evaluation(self.evaluation)
 
@@ -73,6 +76,16 @@ class Recipe:
         if self.data.packing is not None and self.training.shifted_attention is not None:
             raise ValueError(
                 "training.shifted_attention knows no borders of documents; leave data.packing out"
+            )
+
+    def _check_attention(self) -> None:
+        patch, shifted = self.patch, self.training.shifted_attention
+        if patch is None or shifted is None:
+            return
+        if issubclass(method_class(patch.method), ScoreBiasMethod | XPos):
+            raise ValueError(
+                f"patch.method {patch.method!r} brings its own attention, and training.shifted_attention "
+                "would do nothing; leave shifted_attention out, or choose a method that rescales"
             )
 
     def _check_stages(self) -> None:
