@@ -37,11 +37,12 @@ class BiasModule(nn.Module):
         """The bias of one layer at distances query − key, float32. (n,) → (heads, n)"""
         held: dict[str, Tensor] = dict(self.named_parameters(recurse=False))
         for name, (low, high) in self.method.limits.items():
+            parameter = held[name]
             if self.training and torch.is_grad_enabled():
                 # `data`, as the layers before this one have saved the parameter for their gradient.
-                held[name].data.clamp_(low, high)
-            else:  # the optimizer's last step may have left it beyond
-                held[name] = held[name].clamp(low, high)
+                parameter.data.clamp_(low, high)
+            # Elsewhere it may lie beyond, and a gradient of 0 would keep it there: it gets the limit's.
+            held[name] = parameter.clamp(low, high).detach() + (parameter - parameter.detach())
         if self.method.per_layer:
             held = {name: parameter[layer] for name, parameter in held.items()}
         held = {name: parameter.float() for name, parameter in held.items()}
