@@ -225,6 +225,19 @@ def test_learned_positions_end_with_their_rows(kind, options):
         answers(model, token_ids(1, 65))
 
 
+POSITIONED = [("llama", "learned"), ("llama", "sinusoidal"), ("gpt2", "sinusoidal")]
+POSITIONED += [("gpt2", "linear"), ("llama", "scaled_sinusoidal")]
+
+
+@pytest.mark.parametrize(("kind", "method"), POSITIONED)
+def test_positions_that_are_none_are_refused_saying_which(kind, method):
+    model, ids, places = patch_model(fresh(kind), method, 2), token_ids(1, 6), torch.arange(6)[None]
+    with pytest.raises(LengthError, match=r"position -2 is asked for.* has none before 0"):
+        answers(model, ids, position_ids=places - 2)
+    with pytest.raises(LengthError, match=r"of torch\.float32; allowed: whole numbers"):
+        answers(model, ids, position_ids=places.float())
+
+
 def test_a_stack_that_has_something_of_the_methods_name_is_refused():
     model = fresh("llama")
     model.model.kerple_log = torch.nn.Linear(2, 2)

@@ -62,17 +62,25 @@ class TableModule(nn.Module):
 
     def forward(self, position_ids: Tensor) -> Tensor:
         """Vectors of positions, (…) → (…, dim), float32. Raises LengthError for one that has none."""
-        rows = self.method.longest(self.geometry)
-        if rows is not None and not torch.compiler.is_compiling():
-            require_rows(self.method.name, rows, position_ids)
+        if not torch.compiler.is_compiling():
+            require_positions(self.method.name, position_ids, self.method.longest(self.geometry))
         held = {name: p.float() for name, p in self.named_parameters(recurse=False)}
         return self.method.vectors(self.geometry, position_ids, held)
 
 
-def require_rows(what: str, rows: int, position_ids: Tensor) -> None:
-    """Raise LengthError for positions beyond the rows of a table."""
-    if position_ids.numel() and (last := int(position_ids.max())) >= rows:
+def require_positions(what: str, position_ids: Tensor, rows: int | None, first: int = 0) -> None:
+    """Raise LengthError for positions that are no whole numbers, or not from `first` to below `rows`."""
+    if position_ids.is_floating_point():
         raise LengthError(
-            f"position {last} is asked for, but {what} has {rows} positions; patch the model for more "
+            f"position_ids are of {position_ids.dtype}; allowed: whole numbers; give position_ids.long()"
+        )
+    if not position_ids.numel():
+        return
+    low, high = (int(each) for each in position_ids.aminmax())
+    if low < first:
+        raise LengthError(f"position {low} is asked for, but {what} has none before {first}")
+    if rows is not None and high >= rows:
+        raise LengthError(
+            f"position {high} is asked for, but {what} has {rows} positions; patch the model for more "
             "(factor= or target_length=), or read fewer tokens"
         )
