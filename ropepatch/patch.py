@@ -135,10 +135,10 @@ def _plan(
     }
     for option, is_given in foreign.items():
         if is_given:
-            raise MethodOptionError(
-                f"{option} does not apply to {type(model).__name__}, whose positions are "
-                f"{mechanism}, with {kind.name!r}; leave it out"
-            )
+            why = f"to {type(model).__name__}, whose positions are {mechanism}, with {kind.name!r}"
+            if option == "layer_types" and replaces:
+                why = f"with {kind.name!r}, which replaces the positions of all layers"
+            raise MethodOptionError(f"{option} does not apply {why}; leave it out")
     if mechanism == "absolute":
         return plan_absolute(model, method_for, original_length, attention, text)
     if mechanism == "rotary" and replaces:

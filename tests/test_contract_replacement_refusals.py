@@ -132,7 +132,11 @@ OPTIONS = [
         {"slopes": "steep"},
         "slopes is 'steep'; allowed: 'geometric', 'trainable' or 'random'",
     ),
-    ("kerple_log", {"layer_types": ["full_attention"]}, "layer_types does not apply to Llama"),
+    (
+        "kerple_log",
+        {"layer_types": ["full_attention"]},
+        "layer_types does not apply with 'kerple_log', which replaces the positions of all layers",
+    ),
     ("kerple_log", {"part": "encoder"}, "part does not apply to Llama"),
     ("kerple_log", {"attention": "folded"}, "folds ALiBi's own slopes"),
     ("kerple_log", {"attention": "fast"}, "attention is 'fast'; allowed: auto"),
