@@ -8,7 +8,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ropepatch.errors import ConfigError
+from ropepatch.errors import ConfigError, UnknownMethodError
 from ropepatch.methods.registry import method_class, replaces
 from ropepatch.methods.replacement import ScoreBiasMethod
 from ropepatch.methods.xpos import XPos
@@ -219,8 +219,19 @@ def parse_recipe(tree: dict[str, Any], *, name: str = "recipe") -> Recipe:
     try:
         return TypeAdapter(Recipe).validate_python(tree)
     except ValidationError as error:
-        lines = explain_all(error.errors(), Recipe)
+        lines = explain_all(error.errors(), Recipe, _options_of_method(tree))
         raise ConfigError(list_mistakes(lines, name, error.error_count())) from None
+
+
+def _options_of_method(tree: dict[str, Any]) -> dict[str, str]:
+    """Where options of the patch's method go, by where they are not known."""
+    patch = tree.get("patch")
+    try:
+        kind = method_class(patch.get("method", "yarn") if isinstance(patch, dict) else "yarn")
+    except UnknownMethodError:
+        return {}
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {f"patch.{name}": f"patch.options.{name}" for name in names}
 
 
 def recipe_tree(recipe: Recipe) -> dict[str, Any]:
