@@ -193,9 +193,11 @@ def patch(options: argparse.Namespace) -> None:
     if options.fit is not None:
         from ropepatch.corpus import load_documents
         from ropepatch.corpus.fitting import fitting_text
-        from ropepatch.description import require_length
+        from ropepatch.description import length_to_fit, require_length
 
-        length = require_length(model, options.original_max_position_embeddings)
+        length = require_length(
+            model, options.original_max_position_embeddings or length_to_fit(model)
+        )
         text = fitting_text(load_documents(options.fit, "train"), tokenizer, length)
         method_options |= {"fit": "profile", "text": text}
     patch_model(

@@ -6,6 +6,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ropepatch.adapters.bias_stacks import BiasStack, alibi_geometry, find_bias_stacks
 from ropepatch.adapters.plan import checked_length
 from ropepatch.adapters.pretrained import pretrained_model, text_config, trained_length
+from ropepatch.adapters.rope_parameters import original_length as unscaled_length
 from ropepatch.adapters.rope_parameters import parameters_of, rope_types
 from ropepatch.adapters.tables import find_tables
 from ropepatch.errors import ConfigError
@@ -41,6 +42,14 @@ def original_length(model: nn.Module) -> int | None:
     root = pretrained_model(model)
     manifest = Manifest.in_config(text_config(root))
     return trained_length(root) if manifest is None else manifest.original_max_position_embeddings
+
+
+def length_to_fit(model: nn.Module) -> int | None:
+    """What a patch takes for the trained length in the place of any other scaling; None where unknown."""
+    config = text_config(pretrained_model(model))
+    if Manifest.in_config(config) is None and getattr(config, "rope_parameters", None):
+        return unscaled_length(config, None)
+    return original_length(model)
 
 
 def require_length(model: nn.Module, given: int | None) -> int:

@@ -70,12 +70,8 @@ def patch_model(
     """
     root = pretrained_model(model)
     previous = find_record(model)
-    if previous is not None and not replace:
-        info: PatchInfo = previous[1].about
-        raise AlreadyPatchedError(
-            f"the model is patched with {info.method!r}, factor {info.factor:g}; call "
-            "unpatch_model first, or pass replace=True (--replace; patch.replace=true in a recipe)"
-        )
+    if previous is not None:
+        _require_replaceable(previous[1].about, part, replace)
     kind = type(method) if isinstance(method, Method) else method_class(method)
     text = _checked_fit(kind, fit, text)
     if previous is not None:
@@ -98,6 +94,21 @@ def patch_model(
             previous[1].apply(previous[0])
         raise
     return model
+
+
+def _require_replaceable(info: PatchInfo, part: str, replace: bool) -> None:
+    """Raise AlreadyPatchedError unless a patch of `part` may take the place of the live one."""
+    if not replace:
+        raise AlreadyPatchedError(
+            f"the model is patched with {info.method!r}, factor {info.factor:g}; call "
+            "unpatch_model first, or pass replace=True (--replace; patch.replace=true in a recipe)"
+        )
+    if {info.part, part} == {"encoder", "decoder"}:
+        raise AlreadyPatchedError(
+            f"the {info.part} is patched with {info.method!r}, and a model carries one patch: one of the "
+            f"{part} alone would take it out, and what it trained; call unpatch_model first, or give "
+            "part='both'"
+        )
 
 
 def _plan(
@@ -124,10 +135,10 @@ def _plan(
     }
     for option, is_given in foreign.items():
         if is_given:
-            raise MethodOptionError(
-                f"{option} does not apply to {type(model).__name__}, whose positions are "
-                f"{mechanism}, with {kind.name!r}; leave it out"
-            )
+            why = f"to {type(model).__name__}, whose positions are {mechanism}, with {kind.name!r}"
+            if option == "layer_types" and replaces:
+                why = f"with {kind.name!r}, which replaces the positions of all layers"
+            raise MethodOptionError(f"{option} does not apply {why}; leave it out")
     if mechanism == "absolute":
         return plan_absolute(model, method_for, original_length, attention, text)
     if mechanism == "rotary" and replaces:

@@ -1,5 +1,7 @@
 """Replaced encodings and PEFT: trained beside LoRA, saved with the adapter, kept by a merge."""
 
+import warnings
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -15,9 +17,16 @@ from ropepatch import (
     unpatch_model,
     verify,
 )
-from ropepatch.errors import BaseMismatchError, MethodOptionError, SidecarError
+from ropepatch.errors import (
+    BaseMismatchError,
+    MethodOptionError,
+    RopepatchWarning,
+    SidecarError,
+)
 
-pytestmark = pytest.mark.filterwarnings("ignore:(Could not find|fan_in_fan_out|`is_gradient)")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(Could not find|fan_in_fan_out|`is_gradient|.* is frozen while)"
+)
 BOTH = {"part": "both"}
 CELLS = [
     Cell("llama", "alibi", {"slopes": "trainable"}),
@@ -81,6 +90,57 @@ def test_modules_to_save_trains_the_encoding_beside_lora(cell):
 def test_without_modules_to_save_the_encoding_is_frozen(cell):
     trained = step(adapted(cell, trained=False))
     assert all("lora_" in name for name in trained)
+
+
+LORA = {"r": 2, "target_modules": "all-linear"}
+
+
+@EVERY_CELL
+def test_what_peft_froze_is_told_once_with_what_to_do(cell):
+    model = adapted(cell, trained=False)
+    with pytest.warns(RopepatchWarning, match="is frozen while other parameters train") as caught:
+        step(model)
+    ours = [str(each.message) for each in caught if each.category is RopepatchWarning]
+    assert len(ours) == len({name.rpartition(".")[0] for name in placed(model, cell.method)})
+    assert all(f"modules_to_save=['{cell.method}']" in each for each in ours)
+    assert all("patch_model after get_peft_model" in each for each in ours)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RopepatchWarning)
+        step(model)
+
+
+def lora_after(cell):
+    return adapted(cell)
+
+
+def lora_before(cell):
+    return replaced(cell, get_peft_model(fresh(cell.kind), LoraConfig(**LORA)))
+
+
+def all_frozen(cell):
+    return replaced(cell).requires_grad_(False)
+
+
+def all_trained(cell):
+    return replaced(cell)
+
+
+def in_evaluation(cell):
+    return adapted(cell, trained=False).eval()
+
+
+@EVERY_CELL
+@pytest.mark.parametrize("build", [lora_after, lora_before, all_frozen, all_trained, in_evaluation])
+def test_nobody_is_told_of_what_trains_or_of_what_does_not_train_at_all(cell, build):
+    model = build(cell).train(build is not in_evaluation)
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    more = {"decoder_input_ids": IDS} if inner.config.is_encoder_decoder else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RopepatchWarning)
+        inner(input_ids=IDS, use_cache=False, **more)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error", RopepatchWarning)
+        adapted(cell, trained=False).train().get_base_model()(input_ids=IDS, **more)
 
 
 @EVERY_CELL

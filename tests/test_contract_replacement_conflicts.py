@@ -64,6 +64,27 @@ def test_one_patch_takes_the_place_of_another_only_when_asked_to(kind, first, se
     assert torch.equal(answers(model, SHORT), answers(fresh(kind), SHORT))
 
 
+@pytest.mark.parametrize(("first", "second"), [("encoder", "decoder"), ("decoder", "encoder")])
+def test_a_patch_of_one_side_does_not_take_out_that_of_the_other(first, second):
+    model = replaced(Cell("t5", "kerple_log", {"part": first}))
+    expected, about = answers(model), patch_info(model)
+    match = rf"the {first} is patched with 'kerple_log'.*unpatch_model first, or give part='both'"
+    with pytest.raises(AlreadyPatchedError, match=match):
+        patch_model(model, "alibi", 2, part=second, replace=True)
+    assert torch.equal(answers(model), expected)
+    assert patch_info(model) == about
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("encoder", "encoder"), ("decoder", "both"), ("both", "decoder")]
+)
+def test_a_patch_of_the_same_or_of_both_sides_may_be_replaced(first, second):
+    model = replaced(Cell("t5", "kerple_log", {"part": first}))
+    patch_model(model, "alibi", 2, part=second, replace=True)
+    once = patch_model(fresh("t5"), "alibi", 2, part=second)
+    assert torch.equal(answers(model), answers(once))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_patched_takes_the_replacement_out_again_also_when_its_body_raises(kind):
     model = fresh(kind)

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from dense_replacements import dense_logits
+from peft import LoraConfig, get_peft_model
 from replacement_cells import ALIBI, IDS, Cell, answers, fresh, placed, replaced
 from safetensors.torch import load_file
 from tiny_bias_models import assert_near, padded
@@ -191,6 +192,40 @@ def test_after_the_last_step_of_training_the_limits_hold_too(kind, method):
     for parameter in placed(at_the_limit, method).values():
         parameter.data.fill_(0.01)
     assert torch.equal(answers(model), answers(at_the_limit))
+
+
+WAYS = ["plain", "reentrant", "not reentrant", "compiled", "peft"]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("way", WAYS)
+def test_beyond_a_limit_the_gradient_is_that_at_the_limit(way, training):
+    """A parameter that something put there, and a model that is trained in evaluation mode."""
+    cell = Cell("llama", "kerple_power")
+
+    def gradients(value):
+        model = replaced(cell)
+        if way == "peft":
+            model = get_peft_model(model, LoraConfig(r=2, modules_to_save=[cell.method]))
+        if "reentrant" in way:
+            model.gradient_checkpointing_enable({"use_reentrant": way == "reentrant"})
+            model.enable_input_require_grads()
+        model.train(training)
+        parameters = [
+            p for n, p in model.named_parameters() if cell.method in n and p.requires_grad
+        ]
+        for parameter in parameters:
+            parameter.data.fill_(value)
+        if way == "compiled":
+            model.model.get_submodule(cell.method).compile(backend="aot_eager", fullgraph=True)
+        model(input_ids=IDS, use_cache=False).logits.square().mean().backward()
+        return [parameter.grad for parameter in parameters]
+
+    beyond, at_the_limit = gradients(-0.1), gradients(0.01)
+    assert len(beyond) == 2
+    for got, expected in zip(beyond, at_the_limit, strict=True):
+        assert (expected != 0).all()
+        assert torch.equal(got, expected)
 
 
 @WITH_PARAMETERS

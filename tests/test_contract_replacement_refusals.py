@@ -131,7 +131,11 @@ OPTIONS = [
         {"slopes": "steep"},
         "slopes is 'steep'; allowed: 'geometric', 'trainable' or 'random'",
     ),
-    ("kerple_log", {"layer_types": ["full_attention"]}, "layer_types does not apply to Llama"),
+    (
+        "kerple_log",
+        {"layer_types": ["full_attention"]},
+        "layer_types does not apply with 'kerple_log', which replaces the positions of all layers",
+    ),
     ("kerple_log", {"part": "encoder"}, "part does not apply to Llama"),
     ("kerple_log", {"attention": "folded"}, "folds ALiBi's own slopes"),
     ("kerple_log", {"attention": "fast"}, "attention is 'fast'; allowed: auto"),
@@ -197,6 +201,19 @@ def test_learned_positions_end_with_their_rows(kind, options):
     assert answers(model, token_ids(1, 64)).isfinite().all()
     with pytest.raises(LengthError, match=r"position 64 .* learned has 64 positions; patch"):
         answers(model, token_ids(1, 65))
+
+
+POSITIONED = [("llama", "learned"), ("llama", "sinusoidal"), ("gpt2", "sinusoidal")]
+POSITIONED += [("gpt2", "linear"), ("llama", "scaled_sinusoidal")]
+
+
+@pytest.mark.parametrize(("kind", "method"), POSITIONED)
+def test_positions_that_are_none_are_refused_saying_which(kind, method):
+    model, ids, places = patch_model(fresh(kind), method, 2), token_ids(1, 6), torch.arange(6)[None]
+    with pytest.raises(LengthError, match=r"position -2 is asked for.* has none before 0"):
+        answers(model, ids, position_ids=places - 2)
+    with pytest.raises(LengthError, match=r"of torch\.float32; allowed: whole numbers"):
+        answers(model, ids, position_ids=places.float())
 
 
 def test_a_stack_that_has_something_of_the_methods_name_is_refused():

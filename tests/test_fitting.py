@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from replacement_cells import fresh
 from tiny_bias_models import bias_model
 from tiny_models import logits, tiny_model, token_ids
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,6 +16,7 @@ from ropepatch.adapters.rotary import find_rotary_modules
 from ropepatch.attention.profiles import ScoreProfile
 from ropepatch.corpus import load_documents
 from ropepatch.corpus.fitting import fitting_text
+from ropepatch.description import length_to_fit
 from ropepatch.errors import DataError, MethodOptionError
 from ropepatch.methods import make_method
 from ropepatch.methods.fitting import correlations, fit_bias
@@ -156,6 +158,23 @@ def test_biases_of_a_checkpoint_are_fitted_with_the_scores(kind):
     assert not any(torch.equal(fitted[name], plain[name]) for name in plain)
 
 
+def test_a_fit_in_the_place_of_other_scaling_reads_what_was_there_before_it():
+    yarn = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}
+    yarn["original_max_position_embeddings"] = 16
+    scaled = tiny_model("llama", rope_parameters=yarn)
+    patched_before = patch_model(tiny_model("llama"), "yarn", 4)
+    for model, trained in ((scaled, 16), (patched_before, 32), (fresh("bloom"), 32)):
+        assert length_to_fit(model) == trained
+        text = token_ids(2, trained)
+        patch_model(model, "kerple_log", 2, fit="profile", text=text, replace=True)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "t5", "gpt2"])
+def test_text_beyond_the_trained_length_is_refused_by_all_models(kind):
+    with pytest.raises(DataError, match="cut rows to 32"):
+        patch_model(fresh(kind), "kerple_log", 2, fit="profile", text=token_ids(2, 33))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -164,6 +183,14 @@ def test_biases_of_a_checkpoint_are_fitted_with_the_scores(kind):
         ({"fit": "curve", "text": token_ids(1, 8)}, MethodOptionError, "allowed: 'profile'"),
         ({"fit": "profile", "text": "some words"}, DataError, "text is str"),
         ({"fit": "profile", "text": torch.zeros(8)}, DataError, r"shape \(8,\)"),
+        ({"fit": "profile", "text": token_ids(3, 1)}, DataError, r"shape \(3, 1\).*at least 2"),
+        ({"fit": "profile", "text": token_ids(2, 33)}, DataError, "33 tokens.* 32.*cut rows to 32"),
+        (
+            {"fit": "profile", "text": torch.tensor([[1, 96]])},
+            DataError,
+            "tokens from 1 to 96, but the model knows those from 0 to 95",
+        ),
+        ({"fit": "profile", "text": torch.tensor([[-100, 5]])}, DataError, "from -100 to 5"),
         (
             {"method": "nope", "fit": "profile", "text": token_ids(1, 8)},
             MethodOptionError,

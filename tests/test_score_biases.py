@@ -234,6 +234,16 @@ def test_what_is_no_score_bias_names_those_that_are(name):
     )
 
 
+@pytest.mark.parametrize("name", ["linear", "log", "ntk"])
+def test_what_scales_a_bias_is_told_from_what_has_none(name):
+    with pytest.raises(UnsupportedMechanismError) as refused:
+        score_bias(name, num_heads=2, query_length=2, key_length=2)
+    assert str(refused.value) == (
+        f"{name!r} scales the bias of a checkpoint and brings none of its own; methods that bring "
+        f"one: {', '.join(BIASES)}"
+    )
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -173,6 +173,39 @@ def test_a_fit_to_nothing_is_refused(sections, expected):
     assert expected in refusal({**SMALLEST, **sections})
 
 
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [("kerple_log", "per_layer"), ("t5_bias", "num_buckets"), ("alibi", "seed")],
+)
+def test_an_option_of_the_method_beside_options_is_told_where_it_goes(method, option):
+    said = refusal({**SMALLEST, "patch": {"method": method, option: 1, "fctor": 2.0}})
+    assert f"unknown key patch.{option}; did you mean patch.options.{option}?" in said
+    assert "unknown key patch.fctor; did you mean factor?" in said
+
+
+@pytest.mark.parametrize("method", ["yarn", "alibbi", 3])
+def test_what_is_no_option_of_the_method_is_an_unknown_key(method):
+    said = refusal({**SMALLEST, "patch": {"method": method, "num_buckets": 8}})
+    assert "unknown key patch.num_buckets" in said
+    assert "patch.options" not in said
+
+
+SHIFTED = {**SMALLEST["training"], "shifted_attention": {"group": 8}}
+
+
+@pytest.mark.parametrize("method", ["alibi", "kerple_log", "t5_bias", "xpos"])
+def test_shifted_attention_is_refused_with_a_method_that_brings_its_own(method):
+    said = refusal({**SMALLEST, "training": SHIFTED, "patch": {"method": method}})
+    assert f"patch.method '{method}' brings its own attention" in said
+    assert "leave shifted_attention out" in said
+
+
+@pytest.mark.parametrize("method", ["yarn", "nope", "sinusoidal"])
+def test_shifted_attention_goes_with_a_method_that_leaves_attention_alone(method):
+    recipe = parse_recipe({**SMALLEST, "training": SHIFTED, "patch": {"method": method}})
+    assert recipe.training.shifted_attention is not None
+
+
 OWN_TEXT = {"source": "books/train"}
 
 

@@ -1,5 +1,6 @@
 """What a replacement puts into a stack of layers: its module, and hooks by which the stack reads it."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from ropepatch.adapters.interface import IMPLEMENTATION, NAME, ask_for_probabili
 from ropepatch.adapters.profile import Fit
 from ropepatch.attention.lengths import named_arguments
 from ropepatch.attention.position_modules import BiasModule, TableModule
-from ropepatch.errors import LengthError, PatchError, UnsupportedModelError
+from ropepatch.errors import LengthError, PatchError, RopepatchWarning, UnsupportedModelError
 from ropepatch.methods import Method
 from ropepatch.methods.replacement import (
     HeadGeometry,
@@ -19,7 +20,7 @@ from ropepatch.methods.replacement import (
     TableGeometry,
     TableMethod,
 )
-from ropepatch.surgery import AttributeChange, Change
+from ropepatch.surgery import AttributeChange, Change, HookChange
 
 
 def bias_changes(
@@ -49,7 +50,7 @@ def bias_changes(
         original_max_position_embeddings=length,
     )
     fitted = None if fit is None else fit(method, geometry)
-    return [_module_change(stack, method, BiasModule(method, geometry, fitted))]
+    return _module_changes(stack, method, BiasModule(method, geometry, fitted))
 
 
 def table_changes(stack: nn.Module, method: TableMethod, dim: int, length: int) -> list[Change]:
@@ -60,17 +61,54 @@ def table_changes(stack: nn.Module, method: TableMethod, dim: int, length: int) 
     geometry = TableGeometry(
         rows=round(length * method.factor), dim=dim, original_max_position_embeddings=length
     )
-    return [_module_change(stack, method, TableModule(method, geometry))]
+    return _module_changes(stack, method, TableModule(method, geometry))
 
 
-def _module_change(stack: nn.Module, method: Method, module: nn.Module) -> Change:
+def _module_changes(stack: nn.Module, method: Method, module: nn.Module) -> list[Change]:
     if hasattr(stack, method.name):
         raise UnsupportedModelError(
             f"{type(stack).__name__} has an attribute {method.name!r} already; nothing was patched"
         )
     like = next(stack.parameters())
     module.to(like.device, like.dtype if like.is_floating_point() else None)
-    return AttributeChange(stack, method.name, module.train(stack.training))
+    changes: list[Change] = [AttributeChange(stack, method.name, module.train(stack.training))]
+    if [*module.parameters()]:
+        changes.append(HookChange(stack, TellOfFrozen(method.name)))
+    return changes
+
+
+@dataclass(eq=False)
+class TellOfFrozen:
+    """Hook before a stack: warns, once, when all but what the patch put in trains, as PEFT would have it."""
+
+    name: str  #: of the module in the stack
+    told: bool = False
+
+    def __call__(
+        self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: object
+    ) -> None:
+        if torch.compiler.is_compiling() or output or self.told:
+            return
+        if not (stack.training and torch.is_grad_enabled()):
+            return
+        module = stack.get_submodule(self.name)
+        # What PEFT trains a copy of, it has wrapped: it is frozen by choice, if it is.
+        if not isinstance(module, BiasModule | TableModule) or _trains(module):
+            return
+        self.told = _trains(stack)
+        if self.told:
+            warnings.warn(
+                f"{self.name!r}, which the patch put into {type(stack).__name__}, is frozen while other "
+                "parameters train, so it stays as it is. PEFT freezes what is there before it: "
+                "call patch_model after get_peft_model, or give LoraConfig "
+                f"modules_to_save=[{self.name!r}]",
+                RopepatchWarning,
+                stacklevel=2,
+            )
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 @dataclass(eq=False)

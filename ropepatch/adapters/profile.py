@@ -25,19 +25,31 @@ Fit = Callable[[ScoreBiasMethod, HeadGeometry], dict[str, Tensor]]
 
 
 def checked_text(model: PreTrainedModel, text: object, length: int) -> Tensor:
-    """Tokens (rows, n) to measure on, n cut to the trained length. Raises DataError for anything else."""
+    """Tokens (rows, n) to measure on, n within the trained length. Raises DataError for anything else."""
     if (
         not isinstance(text, Tensor)
         or text.dim() != 2
         or text.is_floating_point()
-        or text.numel() < 2
+        or not len(text)
+        or text.shape[1] < 2
     ):
         found = f"of shape {tuple(text.shape)}" if isinstance(text, Tensor) else type(text).__name__
         raise DataError(
-            f"text is {found}; fit='profile' measures scores on tokens: give a tensor of input_ids, "
-            "(rows, tokens), without padding"
+            f"text is {found}; fit='profile' measures scores between tokens: give a tensor of input_ids, "
+            "(rows, at least 2 tokens), without padding"
         )
-    return text[:, :length].to(model.device)
+    if text.shape[1] > length:
+        raise DataError(
+            f"text has {text.shape[1]} tokens in a row, more than the {length} that the model was trained "
+            f"to, beyond which its scores say nothing; cut rows to {length}"
+        )
+    known = int(model.config.get_text_config().vocab_size)
+    if not bool(((text >= 0) & (text < known)).all()):
+        raise DataError(
+            f"text has tokens from {int(text.min())} to {int(text.max())}, but the model knows those from 0 "
+            f"to {known - 1}; use the model's own tokenizer, and no padding of −100"
+        )
+    return text.to(model.device)
 
 
 def measure_modules(

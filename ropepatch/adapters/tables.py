@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ropepatch.adapters.pretrained import text_modules
-from ropepatch.attention.position_modules import require_rows
+from ropepatch.attention.position_modules import require_positions
 from ropepatch.errors import UnsupportedModelError
 from ropepatch.methods import Method
 from ropepatch.methods.replacement import Replacement, TableMethod
@@ -86,15 +86,19 @@ class TableForward:
         weight = self.module.weight
         if isinstance(self.method, TableMethod):
             assert self.stack is not None
+            self._require(positions, self.method.name, None)
             made: Tensor = self.stack.get_submodule(self.method.name)(positions.clamp(min=0))
             return (made * (positions >= 0)[..., None]).to(weight.dtype)
         if isinstance(self.method, Replacement):
             return weight.new_zeros(*positions.shape, weight.shape[1])
-        if not torch.compiler.is_compiling():
-            rows = round((self.module.num_embeddings - self.offset) * self.method.factor)
-            require_rows(f"the table, interpolated by {self.method.factor:g},", rows, positions)
+        rows = round((self.module.num_embeddings - self.offset) * self.method.factor)
+        self._require(positions, f"the table, interpolated by {self.method.factor:g},", rows)
         places = torch.where(positions < 0, positions, self.method.absolute(positions))
         return interpolate_rows(weight, places + self.offset).to(weight.dtype)
+
+    def _require(self, positions: Tensor, what: str, rows: int | None) -> None:
+        if not torch.compiler.is_compiling():
+            require_positions(what, positions, rows, first=-self.offset)
 
 
 class OptTableForward(TableForward):

@@ -37,11 +37,12 @@ class BiasModule(nn.Module):
         """The bias of one layer at distances query − key, float32. (n,) → (heads, n)"""
         held: dict[str, Tensor] = dict(self.named_parameters(recurse=False))
         for name, (low, high) in self.method.limits.items():
+            parameter = held[name]
             if self.training and torch.is_grad_enabled():
                 # `data`, as the layers before this one have saved the parameter for their gradient.
-                held[name].data.clamp_(low, high)
-            else:  # the optimizer's last step may have left it beyond
-                held[name] = held[name].clamp(low, high)
+                parameter.data.clamp_(low, high)
+            # Elsewhere it may lie beyond, and a gradient of 0 would keep it there: it gets the limit's.
+            held[name] = parameter.clamp(low, high).detach() + (parameter - parameter.detach())
         if self.method.per_layer:
             held = {name: parameter[layer] for name, parameter in held.items()}
         held = {name: parameter.float() for name, parameter in held.items()}
@@ -61,17 +62,25 @@ class TableModule(nn.Module):
 
     def forward(self, position_ids: Tensor) -> Tensor:
         """Vectors of positions, (…) → (…, dim), float32. Raises LengthError for one that has none."""
-        rows = self.method.longest(self.geometry)
-        if rows is not None and not torch.compiler.is_compiling():
-            require_rows(self.method.name, rows, position_ids)
+        if not torch.compiler.is_compiling():
+            require_positions(self.method.name, position_ids, self.method.longest(self.geometry))
         held = {name: p.float() for name, p in self.named_parameters(recurse=False)}
         return self.method.vectors(self.geometry, position_ids, held)
 
 
-def require_rows(what: str, rows: int, position_ids: Tensor) -> None:
-    """Raise LengthError for positions beyond the rows of a table."""
-    if position_ids.numel() and (last := int(position_ids.max())) >= rows:
+def require_positions(what: str, position_ids: Tensor, rows: int | None, first: int = 0) -> None:
+    """Raise LengthError for positions that are no whole numbers, or not from `first` to below `rows`."""
+    if position_ids.is_floating_point():
         raise LengthError(
-            f"position {last} is asked for, but {what} has {rows} positions; patch the model for more "
+            f"position_ids are of {position_ids.dtype}; allowed: whole numbers; give position_ids.long()"
+        )
+    if not position_ids.numel():
+        return
+    low, high = (int(each) for each in position_ids.aminmax())
+    if low < first:
+        raise LengthError(f"position {low} is asked for, but {what} has none before {first}")
+    if rows is not None and high >= rows:
+        raise LengthError(
+            f"position {high} is asked for, but {what} has {rows} positions; patch the model for more "
             "(factor= or target_length=), or read fewer tokens"
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 from ropepatch.errors import MethodOptionError, UnsupportedMechanismError
 from ropepatch.methods.base import Method, require_count
 from ropepatch.methods.registry import chosen_method, method_class, methods_for
-from ropepatch.methods.replacement import HeadGeometry, Parameters, ScoreBiasMethod
+from ropepatch.methods.replacement import HeadGeometry, Parameters, Replacement, ScoreBiasMethod
 
 
 def score_bias(
@@ -31,9 +31,13 @@ def score_bias(
     chosen = chosen_method(method, options)
     if not isinstance(chosen, ScoreBiasMethod):
         biases = [name for name in methods_for() if issubclass(method_class(name), ScoreBiasMethod)]
-        raise UnsupportedMechanismError(
-            f"{chosen.name!r} adds no bias to scores; methods that do: {', '.join(biases)}"
+        there = {"alibi", "relative"} & {*chosen.mechanisms()}
+        does = (
+            "scales the bias of a checkpoint and brings none of its own; methods that bring one"
+            if there and not isinstance(chosen, Replacement)
+            else "adds no bias to scores; methods that do"
         )
+        raise UnsupportedMechanismError(f"{chosen.name!r} {does}: {', '.join(biases)}")
     require_count("query_length", query_length, "tokens")
     require_count("key_length", key_length, "tokens", at_least=query_length)
     geometry = HeadGeometry(

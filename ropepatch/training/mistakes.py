@@ -1,7 +1,7 @@
 """What is wrong with a recipe, in the words of its author."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -34,8 +34,13 @@ def unknown_keys(keys: Sequence[str], known: Sequence[str]) -> list[str]:
     return lines
 
 
-def explain_all(details: Sequence[ErrorDetails], schema: type) -> list[str]:
-    """What pydantic found in a tree that should fit the dataclass `schema`; unknown keys come last."""
+def explain_all(
+    details: Sequence[ErrorDetails], schema: type, elsewhere: Mapping[str, str]
+) -> list[str]:
+    """What pydantic found in a tree that should fit the dataclass `schema`; unknown keys come last.
+
+    `elsewhere` says of keys that would be unknown where they belong.
+    """
     lines = [_explain(detail, schema) for detail in details if detail["type"] != _UNKNOWN]
     sections: dict[tuple[str, ...], list[str]] = {}
     for detail in details:
@@ -43,6 +48,9 @@ def explain_all(details: Sequence[ErrorDetails], schema: type) -> list[str]:
             location = tuple(map(str, detail["loc"]))
             sections.setdefault(location[:-1], []).append(".".join(location))
     for section, keys in sections.items():
+        moved = [key for key in keys if key in elsewhere]
+        lines += [f"unknown key {key}; did you mean {elsewhere[key]}?" for key in moved]
+        keys = [key for key in keys if key not in elsewhere]
         lines += unknown_keys(keys, _known_keys(schema, section))
     return lines
 

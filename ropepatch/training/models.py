@@ -25,6 +25,7 @@ from ropepatch.adapters.pretrained import (
 )
 from ropepatch.corpus import Document, train_tokenizer
 from ropepatch.corpus.fitting import fitting_text
+from ropepatch.description import length_to_fit
 from ropepatch.errors import ConfigError, DataError, RopepatchWarning
 from ropepatch.methods.registry import counts_tokens, method_class
 from ropepatch.patch import patch_info, patch_model
@@ -133,7 +134,7 @@ def fit_arguments(
     patch = recipe.patch
     if patch is None or patch.fit is None:
         return {}
-    own = patch.original_max_position_embeddings or trained_length(model) or recipe.data.length
+    own = patch.original_max_position_embeddings or length_to_fit(model) or recipe.data.length
     return {"fit": patch.fit, "text": fitting_text(open_corpus(recipe.data), tokenizer, own)}
 
 

@@ -8,8 +8,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ropepatch.errors import ConfigError
+from ropepatch.errors import ConfigError, UnknownMethodError
 from ropepatch.methods.registry import method_class, replaces
+from ropepatch.methods.replacement import ScoreBiasMethod
+from ropepatch.methods.xpos import XPos
 from ropepatch.training.files import read_recipe_file
 from ropepatch.training.mistakes import explain_all, list_mistakes
 from ropepatch.training.sections import (
@@ -60,6 +62,7 @@ class Recipe:
             if self.training.shifted_attention is not None:
                 self.training.shifted_attention.check(length)
         self._check_data()
+        self._check_attention()
         if self.evaluation is not None:
             self._check_evaluation(self.evaluation)
 
@@ -73,6 +76,16 @@ class Recipe:
         if self.data.packing is not None and self.training.shifted_attention is not None:
             raise ValueError(
                 "training.shifted_attention knows no borders of documents; leave data.packing out"
+            )
+
+    def _check_attention(self) -> None:
+        patch, shifted = self.patch, self.training.shifted_attention
+        if patch is None or shifted is None:
+            return
+        if issubclass(method_class(patch.method), ScoreBiasMethod | XPos):
+            raise ValueError(
+                f"patch.method {patch.method!r} brings its own attention, and training.shifted_attention "
+                "would do nothing; leave shifted_attention out, or choose a method that rescales"
             )
 
     def _check_stages(self) -> None:
@@ -206,8 +219,19 @@ def parse_recipe(tree: dict[str, Any], *, name: str = "recipe") -> Recipe:
     try:
         return TypeAdapter(Recipe).validate_python(tree)
     except ValidationError as error:
-        lines = explain_all(error.errors(), Recipe)
+        lines = explain_all(error.errors(), Recipe, _options_of_method(tree))
         raise ConfigError(list_mistakes(lines, name, error.error_count())) from None
+
+
+def _options_of_method(tree: dict[str, Any]) -> dict[str, str]:
+    """Where options of the patch's method go, by where they are not known."""
+    patch = tree.get("patch")
+    try:
+        kind = method_class(patch.get("method", "yarn") if isinstance(patch, dict) else "yarn")
+    except UnknownMethodError:
+        return {}
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {f"patch.{name}": f"patch.options.{name}" for name in names}
 
 
 def recipe_tree(recipe: Recipe) -> dict[str, Any]:
