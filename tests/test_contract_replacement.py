@@ -23,6 +23,8 @@ from ropepatch import (
 from ropepatch.errors import PatchVerificationError
 
 EVERY_CELL = pytest.mark.parametrize("cell", CELLS, ids=str)
+FAMILIES = ("llama", "gpt_neox", "gemma2", "bloom", "mpt", "t5", "gpt2", "gpt_neo", "opt", "bert")
+OF_EACH_FAMILY = [cell for cell in CELLS if cell.kind in FAMILIES]
 SHORT = IDS[:, :30]  # within the tables of the unpatched models
 
 
@@ -32,6 +34,19 @@ def test_logits_are_those_of_the_definition(cell, monkeypatch):
     with torch.no_grad():
         expected = dense_logits(cell, placed(model, cell.method), monkeypatch)
     assert_near(answers(model), expected)
+
+
+@pytest.mark.parametrize("cell", OF_EACH_FAMILY, ids=str)
+def test_under_autocast_it_answers_and_trains_as_in_float32(cell):
+    model = replaced(cell)
+    exact = answers(model)
+    labels = {"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {}
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(input_ids=IDS, **labels).logits
+        rounded.float().square().mean().backward()
+    assert (rounded - exact).norm() < 0.06 * exact.norm()
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    assert found and all(gradient.isfinite().all() for gradient in found)
 
 
 def snapshot(model: PreTrainedModel) -> tuple[object, ...]:

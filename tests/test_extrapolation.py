@@ -86,4 +86,4 @@ def test_a_picture_has_a_line_for_each_model_as_far_as_it_goes(study, tmp_path, 
         assert learned.get_xydata().tolist() == [[32, 3]]
         assert rotary.get_xydata().tolist() == [[32, 3], [64, 3], [128, 3]]
     middles = third.get_lines()[1].get_xdata()
-    assert middles[:2] == [math.sqrt(1 * 16), math.sqrt(16 * 32)]
+    assert [*middles[:2]] == [math.sqrt(1 * 16), math.sqrt(16 * 32)]
