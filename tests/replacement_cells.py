@@ -84,6 +84,11 @@ def placed(model: Any, method: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def answers(model: Any, ids: Tensor = IDS, **more: Any) -> Tensor:
+    """Logits of one call, without gradients."""
+    return called(model, ids, **more)
+
+
+def called(model: Any, ids: Tensor = IDS, **more: Any) -> Tensor:
     """Logits of one call; encoder–decoder models read the same tokens on both sides."""
     if model.config.is_encoder_decoder:
         more = {"decoder_input_ids": ids, **more}
