@@ -158,22 +158,6 @@ def test_an_adapter_has_no_rate_of_its_own_for_embeddings():
 
 
 @pytest.mark.parametrize(
-    ("sections", "expected"),
-    [
-        ({"patch": {"method": "yarn", "fit": "profile"}}, "adds no score bias"),
-        ({"patch": {"method": "alibi", "fit": "profile"}}, "has no parameters"),
-        ({"patch": {"method": "t5_bias", "fit": "curve"}}, "patch.fit"),
-        (
-            {"patch": {"method": "t5_bias", "fit": "profile"}, "model": {"config": {}}},
-            "patch.fit needs model.path",
-        ),
-    ],
-)
-def test_a_fit_to_nothing_is_refused(sections, expected):
-    assert expected in refusal({**SMALLEST, **sections})
-
-
-@pytest.mark.parametrize(
     ("method", "option"),
     [("kerple_log", "per_layer"), ("t5_bias", "num_buckets"), ("alibi", "seed")],
 )

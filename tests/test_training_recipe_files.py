@@ -43,3 +43,21 @@ def test_what_a_patch_trains_is_not_started_anew_by_another_factor(tmp_path, cha
     text = f"{BASE}patch: {{method: kerple_log, factor: 4}}\n{changes}\n"
     with pytest.raises(ConfigError, match="would start anew"):
         load_recipe(put(tmp_path, "own.yaml", text))
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ("patch: {method: yarn, fit: profile}", "adds no score bias"),
+        ("patch: {method: alibi, fit: profile}", "has no parameters"),
+        ("patch: {method: t5_bias, fit: curve}", "patch.fit"),
+        (
+            "patch: {method: t5_bias, fit: profile}\nmodel: {config: {}}",
+            "patch.fit needs model.path",
+        ),
+    ],
+)
+def test_a_fit_to_nothing_is_refused(tmp_path, sections, expected):
+    base = BASE.replace("model: {path: x}\n", "") if "model" in sections else BASE
+    with pytest.raises(ConfigError, match=expected):
+        load_recipe(put(tmp_path, "own.yaml", f"{base}{sections}\n"))
