@@ -31,10 +31,10 @@ LAYERS = (
     "checkpoint",
     "ropepatch",  # the package itself, which only hands on names of the layers before it
     "corpus",
+    "description",
     "evals",
     "terminal",
     "training",
-    "description",
     "model_portraits",
     "portrait_tables",
     "pictures",

@@ -1,6 +1,5 @@
 """Attention with a bias by distance: which way of computing it fits the call."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -49,7 +48,8 @@ def biased_attention(
     all, what is causal too. `offset` counts the keys before the first query. Keys `window` tokens back,
     and all before them, are not seen. Without `probabilities`, memory is linear whatever the mask tells.
     """
-    query, key, value = _in_one_dtype(query, key, value)
+    # Under autocast what was turned is float32 by now, and the values are not.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     heads, queries = query.shape[1:3]
     dense = mask is not None and mask.shape[2] > 1
     causal = causal and not dense
@@ -70,13 +70,6 @@ def biased_attention(
         if mask is not None and not torch.compiler.is_compiling() and bool(mask.all()):
             call = replace(call, mask=None)  # not asked while compiling: it would split the graph
         return _fused(call, bias, kernel, lengths, isinstance(offset, int)), None
-
-
-def _in_one_dtype(*states: Tensor) -> Iterator[Tensor]:
-    """That of autocast where it is on, as SDPA takes them: what was turned may be float32 by now."""
-    device = states[0].device.type
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return (each if autocast is None else each.to(autocast) for each in states)
 
 
 def _curve(
