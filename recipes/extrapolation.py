@@ -41,9 +41,7 @@ TRAINED = 128
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 TARGETS, WINDOWS = 64, 50
 EDGES = bin_edges(LENGTHS)
-HIGHEST = (
-    6.0  #: nats of the picture's vertical axis; no model does worse than that within 128 tokens
-)
+HIGHEST = 6.0  #: nats, of the picture; no model does worse within 128 tokens
 
 #: By the name of a recipe, its colour: one for each family.
 MODELS = {
@@ -63,7 +61,6 @@ MODELS = {
 }
 
 Floats = NDArray[np.float64]
-Loaded = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -117,18 +114,18 @@ def measure(model: PreTrainedModel, windows: Windows) -> dict[str, NDArray[np.ge
     found: dict[str, NDArray[np.generic]] = {"documents": windows.documents}
     for length in LENGTHS:
         try:
-            targets = batched_losses(model, windows.suffix(length), keep=TARGETS, head=head)
+            losses = batched_losses(model, windows.input_ids.reshape(-1, length), head=head)
         except LengthError:  # a table of positions ends here
             break
-        blocks = batched_losses(model, windows.input_ids.reshape(-1, length), head=head)
-        found[f"targets_{length}"] = targets.double().mean(1).numpy()
-        found[f"blocks_{length}"] = blocks.double().reshape(rows, -1).mean(1).numpy()
-        # The first block of each window, which at the longest length is the whole window.
-        found["positions"] = blocks.reshape(rows, -1, length - 1)[:, 0].double().numpy()
+        # The last block of a window ends with the targets; the longest block is the whole window.
+        blocks = losses.double().reshape(rows, -1, length - 1)
+        found[f"targets_{length}"] = blocks[:, -1, -TARGETS:].mean(1).numpy()
+        found[f"blocks_{length}"] = blocks.mean((1, 2)).numpy()
+        found["positions"] = blocks[:, 0].numpy()
     return found
 
 
-def read(file: Loaded) -> Scores:
+def read(file: Mapping[str, Any]) -> Scores:
     """The scores in a file."""
     lengths = [length for length in LENGTHS if f"targets_{length}" in file]
     return Scores(
