@@ -1,4 +1,4 @@
-"""What a cache with scales refuses, what fixes scales beforehand, and unusual caches and rows."""
+"""What a cache with scales refuses, and unusual caches and rows."""
 
 import copy
 
@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticC
 from transformers.cache_utils import DynamicLayer
 
 from ropepatch import patch_model, planned_length
-from ropepatch.errors import CacheError, LengthError, MethodOptionError, NotPatchedError
+from ropepatch.errors import CacheError, LengthError
 
 
 def test_a_cache_of_the_unpatched_model_is_refused():
@@ -67,79 +67,6 @@ def test_a_static_cache_smaller_than_the_request_is_refused():
     # The last token that is generated is never read.
     with pytest.raises(LengthError, match=r"needs 39 places in its cache.*has 30"):
         model.generate(token_ids(1, 20), max_new_tokens=20, past_key_values=cache)
-
-
-@EVERY_METHOD
-def test_growth_of_the_buckets_is_an_option(method):
-    ids = token_ids(1, 40)
-    model = dynamic("llama", method, bucket_growth=4.0)
-    decoded, _ = step_by_step(model, ids, [0, 35, 36, 40])
-    torch.testing.assert_close(decoded, logits(static("llama", method, 128), ids), **ROUNDING)
-
-
-@EVERY_METHOD
-def test_training_takes_the_length_of_the_row_or_the_one_given(method):
-    ids = token_ids(1, 64)
-    model = dynamic("llama", method).train()
-    expected = logits(static("llama", method, 64), ids)
-    torch.testing.assert_close(logits(model, ids), expected, **ROUNDING)
-    model = dynamic("llama", method, training_length=128).train()
-    expected = logits(static("llama", method, 128), ids)
-    torch.testing.assert_close(logits(model, ids), expected, **ROUNDING)
-
-
-def test_training_refuses_positions_that_may_be_of_a_part():
-    model = dynamic("llama", "dynamic_ntk").train()
-    ids, positions = token_ids(1, 20), torch.arange(20)[None] + 20
-    with pytest.raises(LengthError, match="training_length="):
-        model(ids, position_ids=positions)
-    mask = torch.ones_like(ids)
-    with pytest.raises(LengthError, match="training_length="):  # the mask is of the part, too
-        model(ids, position_ids=positions, attention_mask=mask)
-    model(ids, position_ids=positions - 20, attention_mask=mask)
-    dynamic("llama", "dynamic_ntk", training_length=64).train()(ids, position_ids=positions)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_rows_longer_than_the_training_length_are_refused(masked):
-    ids = token_ids(1, 64)
-    more = {"attention_mask": torch.ones_like(ids)} if masked else {}
-    with pytest.raises(LengthError, match="64 tokens is longer than training_length"):
-        dynamic("llama", "dynamic_ntk", training_length=48).train()(ids, **more)
-
-
-def test_rows_can_be_planned_one_by_one():
-    ids = token_ids(2, 20)
-    model = dynamic("llama", "dynamic_ntk")
-    with planned_length(model, torch.tensor([64, 128])):
-        found = logits(model, ids)
-    for row, bucket in enumerate((64, 128)):
-        expected = logits(static("llama", "dynamic_ntk", bucket), ids)
-        torch.testing.assert_close(found[row], expected[row], **ROUNDING)
-
-
-def test_a_plan_for_other_rows_is_refused():
-    model = dynamic("llama", "dynamic_ntk")
-    with (
-        planned_length(model, torch.tensor([64, 64, 128])),
-        pytest.raises(LengthError, match="how long 3 rows get, but this call has 2"),
-    ):
-        model(token_ids(2, 20))
-
-
-@pytest.mark.parametrize("tokens", [0, -3, 1.5, True, "64", torch.ones(2, 2, dtype=torch.long)])
-def test_what_is_no_length_cannot_be_planned(tokens):
-    with pytest.raises(LengthError, match="a whole number, at least 1"):  # noqa: SIM117
-        with planned_length(dynamic("llama", "dynamic_ntk"), tokens):
-            pass
-
-
-def test_lengths_are_planned_for_length_dependent_methods_only():
-    with pytest.raises(NotPatchedError), planned_length(fresh_model("llama"), 64):
-        pass
-    model = patch_model(fresh_model("llama"), "yarn", 4)
-    with pytest.raises(MethodOptionError, match="every length alike"), planned_length(model, 64):
-        pass
 
 
 class NoStream:

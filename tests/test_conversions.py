@@ -1,0 +1,69 @@
+"""The table of conversions: what is measured of whom, and where a value counts as far."""
+
+import numpy as np
+import pytest
+from recipe_scripts import RECIPES, load_script
+
+from ropepatch.corpus import load_documents
+
+
+@pytest.fixture
+def conversions(monkeypatch):
+    script = load_script("conversions")
+    monkeypatch.setattr(script, "LENGTHS", (256, 512, 1024))
+    return script
+
+
+def made_up(script, **values):
+    """Losses that rise by 1 with each length, in windows that differ by more; all values found."""
+    losses = {n: np.array([1.0, 5.0, 9.0]) + step for step, n in enumerate(script.LENGTHS)}
+    fields = {
+        "losses": losses,
+        "found": {n: np.ones(4) for n in script.LENGTHS},
+        "distances": {n: np.array([100.0, 1768, 1769, 4000]) for n in script.LENGTHS},
+        "documents": np.array([0, 1, 2]),
+        "untrained": np.array([]),
+    }
+    return script.Scores(**fields | values)
+
+
+def test_every_recipe_of_the_directory_is_in_the_table(conversions):
+    here = {path.stem for path in (RECIPES / "convert").glob("*.yaml")}
+    named = [name for name in conversions.MODELS.values() if name is not None]
+    assert {name.removeprefix("convert/") for name in named if name.startswith("convert/")} == here
+    assert all((RECIPES / f"{name}.yaml").exists() for name in named)
+
+
+def test_far_is_past_the_reach_of_the_gentlest_of_eight_slopes(conversions):
+    # The slopes of 8 heads end at 2^−8 (arXiv 2108.12409, §3); e^(−distance / 256) falls to 1/1000.
+    assert np.ceil(256 * np.log(1000)) == conversions.FAR
+    found = {n: np.array([0.0, 0.0, 1.0, 0.0]) for n in conversions.LENGTHS}
+    assert conversions.far(made_up(conversions, found=found)).tolist() == [1.0, 0.0]
+
+
+def test_a_change_is_paired_by_window(conversions):
+    assert conversions.change(made_up(conversions), 1024) == "+2.00 [+2.00,+2.00]"
+
+
+def test_a_row_tells_what_a_fit_gains_before_training(conversions):
+    scores = {
+        "plain": made_up(conversions),
+        "fitted": made_up(conversions, untrained=np.array([5.03, 3.004])),
+    }
+    _, _, plain, fitted = conversions.table(scores).splitlines()
+    assert plain.startswith("| plain | – | 5.000 | +1.00 [+1.00,+1.00] | +2.00 ")
+    assert fitted.startswith("| fitted | 5.030 → 3.004 | 5.000 |")
+
+
+def test_what_was_measured_is_not_measured_again(conversions, monkeypatch, tmp_path):
+    monkeypatch.setattr(conversions, "PROMPTS", 4)
+    monkeypatch.setattr(
+        conversions, "load_documents", lambda *_: load_documents(str(RECIPES.parent / "ropepatch"), "held_out")
+    )
+    monkeypatch.chdir(tmp_path)
+    first = conversions.scores_of(None, 1)
+    monkeypatch.setattr(conversions, "measure", None)
+    assert repr(conversions.scores_of(None, 1)) == repr(first)
+    assert {scores.shape for scores in first.found.values()} == {(4,)}
+    # Rotary positions past the trained length, unpatched.
+    assert first.losses[1024].mean() > first.losses[256].mean() + 1
