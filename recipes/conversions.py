@@ -10,7 +10,7 @@ weighs a thousandth (256 ln 1000).
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,16 @@ LENGTHS = (256, 512, 1024, 2048, 4096)
 TARGETS, PROMPTS = 64, 128
 FAR = 1769  #: tokens
 
-#: By name, the recipe; none for the checkpoint as it is.
-MODELS = {
-    "unpatched": None,
-    "YaRN ×8": "tiny-llama-yarn-8x",
-    "ALiBi": "convert/tiny-llama-to-alibi",
-    "KERPLE-log": "convert/tiny-llama-to-kerple-log",
-    "T5 bias": "convert/tiny-llama-to-t5-bias",
-    "NoPE": "convert/tiny-llama-to-nope",
+#: By name, the recipe and what is changed in it; nothing for the checkpoint as it is.
+MODELS: dict[str, tuple[str, ...]] = {
+    "unpatched": (),
+    "YaRN ×8": ("tiny-llama-yarn-8x",),
+    "ALiBi": ("convert/tiny-llama-to-alibi",),
+    "KERPLE-log": ("convert/tiny-llama-to-kerple-log",),
+    "KERPLE-log, not fitted": ("convert/tiny-llama-to-kerple-log", "patch.fit=null"),
+    "T5 bias": ("convert/tiny-llama-to-t5-bias",),
+    "T5 bias, not fitted": ("convert/tiny-llama-to-t5-bias", "patch.fit=null"),
+    "NoPE": ("convert/tiny-llama-to-nope",),
 }
 
 Floats = NDArray[np.float64]
@@ -77,13 +79,13 @@ def main() -> None:
     scores = {}
     for name in options.names or MODELS:
         print(name, flush=True)
-        scores[name] = scores_of(MODELS[name], options.threads)
+        scores[name] = scores_of(name, options.threads)
     print("\n" + table(scores))
 
 
-def scores_of(name: str | None, threads: int) -> Scores:
+def scores_of(name: str, threads: int) -> Scores:
     """The scores of a model, trained and measured now if they are not there."""
-    recipe = None if name is None else load_recipe(HERE / f"{name}.yaml", ("evaluation=null",))
+    recipe = recipe_of(*MODELS[name])
     path = Path(recipe.output_dir if recipe else "out/convert", "conversion.npz")
     if not path.exists():
         if recipe is not None:
@@ -92,6 +94,14 @@ def scores_of(name: str | None, threads: int) -> Scores:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, **measure(recipe))
     return read(np.load(path))
+
+
+def recipe_of(name: str = "", *changes: str) -> Recipe | None:
+    """A recipe, which leaves what it makes in a directory of its own if it is changed."""
+    if not name:
+        return None
+    recipe = load_recipe(HERE / f"{name}.yaml", ("evaluation=null", *changes))
+    return replace(recipe, output_dir="-".join((recipe.output_dir, *changes)))
 
 
 def measure(recipe: Recipe | None) -> dict[str, Any]:
