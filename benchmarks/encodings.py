@@ -76,7 +76,7 @@ def work(name: str) -> None:
         optimizer.zero_grad(set_to_none=True)
 
     step(ids[:1])
-    serve(step, answers=sys.stdout)
+    serve(step, answers=sys.stdout, row=3)
 
 
 def model_of(recipe: Recipe) -> PreTrainedModel:
