@@ -1,7 +1,7 @@
 """CPU time and peak memory of steps that each run in a process of their own.
 
 The parent holds a `Worker` for every cell and lets them run in turn. A worker's program calls
-`serve`, which runs one step for every line it reads and answers with what the step took.
+`serve`, which runs a step, or a row of them, for every line it reads and answers with what one took.
 """
 
 import contextlib
@@ -83,11 +83,11 @@ class Worker:
 
 
 def serve(step: Callable[[], None], *, answers: TextIO, row: int = 1) -> None:
-    """Run `step` once for every line of the standard input and write what it took.
+    """Run `step` for every line of the standard input and write what it took.
 
-    Called when everything is loaded and kernels have run once: memory counts from here. With a `row`
-    of several, seconds are of one of them, after a first one: each starts in the memory that another
-    left, as in training.
+    Called when everything is loaded and kernels have run once: memory counts from here. Memory is that
+    of one step. A `row` of several is timed after a first one, and seconds are their mean: each starts
+    in the memory that another left, as in training.
     """
     _give_back()
     loaded = _resident()

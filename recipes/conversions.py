@@ -1,11 +1,10 @@
 # python recipes/conversions.py
 """Another encoding for tiny-llama by a short fine-tune at its 256 tokens: does it reach 4096?
 
-Trains what recipes/convert has and is not trained yet, and measures every model on the same held-out
-windows and prompts: the last 64 tokens of 50 windows with more and more before them, paired 95 %
-intervals over documents; and retrieval, a value among 8 (chance 0.125), 128 prompts a length. Prints a
-Markdown table. FAR is the reach of the gentlest ALiBi slope of 8 heads, 1/256: what stands as far back
-weighs a thousandth (256 ln 1000).
+Trains each of MODELS that is not trained yet, in the output_dir of its recipe, and measures all on the
+same held-out windows and prompts: the last 64 tokens of 50 windows with more and more before them,
+paired 95 % intervals over documents; and retrieval, a value among 8 (chance 0.125), 128 prompts a
+length. Prints a Markdown table.
 """
 
 import argparse
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from ropepatch import load_pretrained, patched
+from ropepatch import patched
 from ropepatch.adapters.pretrained import pretrained_model
 from ropepatch.corpus import load_documents
 from ropepatch.evals import Plan, paired_difference, plan_evaluation
@@ -27,7 +26,7 @@ from ropepatch.evals import measure as measure_model
 from ropepatch.evals.losses import batched_losses, plain_head
 from ropepatch.evals.statistics import mean_score
 from ropepatch.evals.wording import MISSING, show_interval, show_number
-from ropepatch.terminal import silence_transformers
+from ropepatch.terminal import ShareProgress, silence_transformers
 from ropepatch.training.models import fit_arguments, patch_arguments
 from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.training.recipe import Recipe, load_recipe
@@ -38,7 +37,7 @@ CHECKPOINT = str(HERE / "checkpoints/tiny-llama")
 TRAINED = 256
 LENGTHS = (256, 512, 1024, 2048, 4096)
 TARGETS, PROMPTS = 64, 128
-FAR = 1769  #: tokens
+FAR = 1769  #: tokens; there ALiBi's gentlest slope of 8 heads, 1/256, leaves a thousandth (256 ln 1000)
 
 #: By name, the recipe and what is changed in it; nothing for the checkpoint as it is.
 MODELS: dict[str, tuple[str, ...]] = {
@@ -63,24 +62,24 @@ class Scores:
     found: dict[int, Floats]  #: by length, (prompts,) 0 or 1
     distances: dict[int, Floats]  #: by length, (prompts,) tokens from the value to the question
     documents: NDArray[np.int64]  #: (windows,)
-    untrained: (
-        Floats  #: loss within the trained length of the patch alone, then of the patch and its fit
-    )
+    untrained: Floats  #: loss in the trained length, patched alone, then with its fit
 
 
 def main() -> None:
     """Train and measure what has not been, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)} (all)")
+    parser.add_argument("--only", metavar="NAME", choices=[*MODELS], help=", ".join(MODELS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     silence_transformers()
+    names = [options.only] if options.only else [*MODELS]
     scores = {}
-    for name in options.names or MODELS:
-        print(name, flush=True)
-        scores[name] = scores_of(name, options.threads)
-    print("\n" + table(scores))
+    with ShareProgress("conversions") as progress:
+        for number, name in enumerate(names):
+            scores[name] = scores_of(name, options.threads)
+            progress((number + 1) / len(names))
+    print(table(scores))
 
 
 def scores_of(name: str, threads: int) -> Scores:
@@ -92,7 +91,7 @@ def scores_of(name: str, threads: int) -> Scores:
             train(recipe)
             torch.set_num_threads(threads)
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **measure(recipe))
+        np.savez(path, **measure(recipe))  # type: ignore[arg-type]
     return read(np.load(path))
 
 
@@ -104,7 +103,7 @@ def recipe_of(name: str = "", *changes: str) -> Recipe | None:
     return replace(recipe, output_dir="-".join((recipe.output_dir, *changes)))
 
 
-def measure(recipe: Recipe | None) -> dict[str, Any]:
+def measure(recipe: Recipe | None) -> dict[str, NDArray[np.generic]]:
     """What `read` reads."""
     plan = plan_evaluation(
         open_tokenizer(CHECKPOINT),
@@ -115,8 +114,12 @@ def measure(recipe: Recipe | None) -> dict[str, Any]:
         prompts=PROMPTS,
     )
     untrained = np.array([] if recipe is None else untrained_losses(recipe, plan))
-    evaluation = measure_model(trained_model(recipe), plan, "")
-    found = {"documents": evaluation.documents, "untrained": untrained}
+    path = CHECKPOINT if recipe is None else str(Path(recipe.output_dir, "final"))
+    evaluation = measure_model(opened(path), plan, "")
+    found: dict[str, NDArray[np.generic]] = {
+        "documents": evaluation.documents,
+        "untrained": untrained,
+    }
     for length, asked in evaluation.tasks["kv"].items():
         found[f"losses_{length}"] = evaluation.target_means(length)
         found[f"found_{length}"] = asked.scores
@@ -124,22 +127,9 @@ def measure(recipe: Recipe | None) -> dict[str, Any]:
     return found
 
 
-def trained_model(recipe: Recipe | None) -> PreTrainedModel:
-    """What a recipe left behind; without one, the checkpoint."""
-    if recipe is None:
-        return opened(CHECKPOINT)
-    final = Path(recipe.output_dir, "final")
-    if recipe.adapter is None:
-        return opened(str(final))
-    adapted = load_pretrained(final, base_model=opened(CHECKPOINT))
-    return adapted.merge_and_unload()  # type: ignore[operator, no-any-return]
-
-
 def opened(path: str) -> PreTrainedModel:
-    """A checkpoint, to measure it."""
-    model = pretrained_model(open_model(path, torch.float32))
-    model.eval()
-    return model
+    """A model to measure, with its adapter if it has one."""
+    return pretrained_model(open_model(path, torch.float32)).eval()  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

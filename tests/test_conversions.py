@@ -5,6 +5,10 @@ import pytest
 from recipe_scripts import RECIPES, load_script
 
 from ropepatch.corpus import load_documents
+from ropepatch.evals import plan_evaluation
+from ropepatch.training.pretrained import open_tokenizer
+
+SOURCE = str(RECIPES.parent / "ropepatch")
 
 
 @pytest.fixture
@@ -62,15 +66,40 @@ def test_a_row_tells_what_a_fit_gains_before_training(conversions):
     assert fitted.startswith("| fitted | 5.030 → 3.004 | 5.000 |")
 
 
-def test_what_was_measured_is_not_measured_again(conversions, monkeypatch, tmp_path):
-    documents = load_documents(str(RECIPES.parent / "ropepatch"), "held_out")
+@pytest.fixture
+def short(conversions, monkeypatch, tmp_path):
+    """The script, on little text."""
+    documents = load_documents(SOURCE, "held_out")
     monkeypatch.setattr(conversions, "load_documents", lambda *_: documents)
     monkeypatch.setattr(conversions, "PROMPTS", 2)
     monkeypatch.setattr(conversions, "LENGTHS", (256, 512))
     monkeypatch.chdir(tmp_path)
-    first = conversions.scores_of("unpatched", 1)
-    monkeypatch.setattr(conversions, "measure", None)
-    assert repr(conversions.scores_of("unpatched", 1)) == repr(first)
-    assert {scores.shape for scores in first.found.values()} == {(2,)}
-    # Rotary positions past the trained length, unpatched.
-    assert first.losses[512].mean() > first.losses[256].mean() + 0.5
+    return conversions
+
+
+def test_what_was_measured_is_not_measured_again(short, monkeypatch):
+    first = short.scores_of("unpatched", 1)
+    monkeypatch.setattr(short, "measure", None)
+    np.testing.assert_equal(vars(short.scores_of("unpatched", 1)), vars(first))
+
+
+def test_the_checkpoint_is_lost_past_its_trained_length(short):
+    losses = short.scores_of("unpatched", 1).losses
+    assert losses[512].mean() > losses[256].mean() + 0.5
+
+
+def test_a_fit_is_measured_beside_the_patch_alone(short):
+    name = "convert/tiny-llama-to-kerple-log"
+    plan = plan_evaluation(
+        open_tokenizer(short.CHECKPOINT),
+        load_documents(SOURCE, "held_out"),
+        lengths=(256, 512),
+        trained_length=256,
+        windows=4,
+        prompts=0,
+    )
+    fitted = short.recipe_of(name, f"data.source={SOURCE}")
+    unfitted = short.recipe_of(name, "patch.fit=null")
+    plain, better = short.untrained_losses(fitted, plan)
+    assert short.untrained_losses(unfitted, plan) == [plain]
+    assert better < plain - 0.3
