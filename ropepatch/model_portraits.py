@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ropepatch.adapters.bias_stacks import BiasStack, each_once, find_bias_stacks
 from ropepatch.adapters.biased import BiasedForward, forward_attribute
 from ropepatch.adapters.pretrained import (
+    is_causal,
     pretrained_model,
     text_config,
     text_modules,
@@ -102,7 +103,7 @@ def _replaced(model: PreTrainedModel, method: Replacement, length: int) -> list[
     )
     stacks = find_bias_stacks(model)
     if not stacks:
-        causal = all(getattr(each, "is_causal", True) for each in text_modules(model).values())
+        causal = all(is_causal(each, config) for each in text_modules(model).values())
         return [portrait(method, replace(sizes, bidirectional=not causal))]
     return [
         portrait(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ropepatch.adapters.interface import OWN_ATTENTION, Seen, watched_attention
-from ropepatch.adapters.pretrained import evaluation_mode, text_config, text_configs
+from ropepatch.adapters.pretrained import evaluation_mode, is_causal, text_config, text_configs
 from ropepatch.adapters.rotary import RotaryModule, frequency_buffer
 from ropepatch.attention.rotary import LAYOUTS
 from ropepatch.errors import UnsupportedModelError
@@ -66,7 +66,7 @@ def find_attention(
             path=names[before.module],
             module=before.module,
             heads=before.query.shape[1],
-            causal=bool(getattr(before.module, "is_causal", True)),
+            causal=is_causal(before.module, text_config(model)),
             pairs=torch.zeros(1).long() if weightless else _pairs(before.query, after.query),
         )
         for before, after in zip(plain, marked, strict=True)

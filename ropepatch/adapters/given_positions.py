@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ropepatch.adapters.masks import require_no_gap
+from ropepatch.adapters.pretrained import is_causal
 from ropepatch.attention.lengths import named_arguments
 from ropepatch.errors import MaskError
 from ropepatch.methods import Method
@@ -21,7 +22,7 @@ ONE_DOCUMENT = ("OPTDecoder", "FalconModel")  #: stacks whose masks do not hear 
 def position_checks(stack: nn.Module, method: Method) -> list[Change]:
     """The hook by which a stack refuses what its new encoding would misread, if there is any such."""
     counts = isinstance(method, ScoreBiasMethod | XPos)
-    causal = all(getattr(module, "is_causal", True) for module in stack.modules())
+    causal = all(is_causal(module, stack.config) for module in stack.modules())
     # In an encoder, vectors follow the positions, however those run.
     if not isinstance(method, Replacement) or not (counts or causal):
         return []

@@ -103,6 +103,12 @@ def text_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     }
 
 
+def is_causal(module: nn.Module, config: object) -> bool:
+    """Whether a module hides the future. Masks go by the config, by which a decoder may be an encoder."""
+    told = getattr(config, "is_causal", None)  # None says nothing
+    return bool(getattr(module, "is_causal", True)) and told is not False
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """No dropout within the body; every module's own mode afterwards."""

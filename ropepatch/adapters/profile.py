@@ -49,7 +49,7 @@ def checked_text(model: PreTrainedModel, text: object, length: int) -> Tensor:
             f"text has tokens from {int(text.min())} to {int(text.max())}, but the model knows those from 0 "
             f"to {known - 1}; use the model's own tokenizer, and no padding of −100"
         )
-    return text.to(model.device)
+    return text.contiguous().to(model.device)  # T5's loss takes no view of a longer text
 
 
 def measure_modules(

@@ -95,6 +95,11 @@ def _decays(
     """xPos's decay of every channel, for every attention module; None for other methods."""
     if not isinstance(method, XPos):
         return [None] * len(modules)
+    if not all(each.causal for each in modules):
+        raise UnsupportedModelError(
+            f"{modules[0].path!r} sees the future, towards which {method.name!r} would make scores grow; it "
+            "is for causal models only; nothing was patched"
+        )
     geometry = found[0].geometry(config, found[0].layer_types[0], length)
     by_pair = torch.cat([method.log_decay(geometry), torch.zeros(1, dtype=torch.float64)])
     for each in modules:

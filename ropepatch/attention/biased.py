@@ -45,8 +45,8 @@ def biased_attention(
 
     (batch, heads, query, channels), (batch, heads or 1, key, channels) → (batch, query, heads, channels).
     `mask` is bool, True where a key may be seen: (batch, 1, 1, key) tells padding; (…, query, key) tells
-    all, what is causal too. `offset` counts the keys before the first query. Keys `window` tokens back,
-    and all before them, are not seen. Without `probabilities`, memory is linear whatever the mask tells.
+    all, what is causal too. `offset` counts the keys before the first query. Keys `window` tokens away,
+    and all beyond them, are not seen. Without `probabilities`, memory is linear whatever the mask tells.
     """
     # Under autocast what was turned is float32 by now, and the values are not.
     query, key = query.to(value.dtype), key.to(value.dtype)
@@ -81,7 +81,7 @@ def _curve(
     if call.causal:
         curve = curve.masked_fill(distances < 0, -torch.inf)
     if window is not None:
-        curve = curve.masked_fill(distances >= window, -torch.inf)
+        curve = curve.masked_fill(distances.abs() >= window, -torch.inf)
     return curve
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ropepatch.attention.row_scales import RowScales, Scaled, row_scales
 from ropepatch.errors import MethodError
 from ropepatch.methods.base import Method, RotaryFrequencies, RotaryGeometry
+from ropepatch.methods.replacement import Replacement
 
 Layout = Literal["halves", "interleaved", "pairs"]
 
@@ -58,7 +59,11 @@ class RotarySite:
         inv_freq, frequencies = geometry.inv_freq, None
         if method is not None:
             frequencies = _checked(method, geometry)
-            if method.length_dependent or not is_scaled(frequencies, inv_freq).any():
+            # A replacement's are exact, too, where they are those that the stock module may have cast.
+            as_it_is = (
+                not isinstance(method, Replacement) and not is_scaled(frequencies, inv_freq).any()
+            )
+            if method.length_dependent or as_it_is:
                 frequencies = None
             else:
                 # A number and not a tensor, so that no device has to hold it.

@@ -5,12 +5,14 @@ import math
 import torch
 from torch import Tensor
 
-from ropepatch.errors import MethodOptionError
+from ropepatch.errors import DataError, MethodOptionError
 from ropepatch.methods.base import Method
 from ropepatch.methods.replacement import HeadGeometry, ScoreBiasMethod
 
 _STEPS = 1000  #: of the optimiser at most; biases have a few parameters for each head
 _EVEN = 1e-3  #: weight that does not follow the attention
+#: Ends what has no limit: KERPLE follows a head that tells no token from another, but itself, to infinity.
+_LARGEST = 1e4
 
 
 def correlations(query: Tensor, key: Tensor) -> Tensor:
@@ -52,9 +54,15 @@ def fit_bias(
 
     `profile` (heads, n) are mean scores at `distances` (n,), each of so many `pairs` (n,). With weights w
     that follow the attention, Σ w·(bias − profile − c)² is least; softmax does not see the constant c of
-    every head. Raises MethodOptionError for a method in which nothing trains.
+    every head. Raises MethodOptionError for a method in which nothing trains, DataError for scores that
+    are not finite.
     """
     require_fit(method)
+    if not bool(profile.isfinite().all()):
+        raise DataError(
+            "scores of the text are not finite, so nothing can be fitted to them; load the model in float32 "
+            "or bfloat16, and see that its losses are finite"
+        )
     start = method.initial(geometry)
     free = {name: _unbounded(value, *_limits(method, name)) for name, value in start.items()}
     for value in free.values():
@@ -100,4 +108,6 @@ def _unbounded(value: Tensor, low: float, high: float) -> Tensor:
 def _bounded(value: Tensor, low: float, high: float) -> Tensor:
     if low == -math.inf:
         return value
-    return low + value.exp() if high == math.inf else low + (high - low) * value.sigmoid()
+    if high == math.inf:
+        return low + value.clamp(max=math.log(_LARGEST)).exp()
+    return low + (high - low) * value.sigmoid()

@@ -79,8 +79,10 @@ def load_model(
     if shifted is not None:  # before the patch, whose layers look at values that a dry run has not
         use_sparse_attention(model, shifted.group, shift=shifted.shift)
     if recipe.patch is not None:
-        fit = fit_arguments(recipe, model, tokenizer) if weights else {}
-        _patch_for_lengths(recipe, model, recipe.patch, fit)
+        fit = fit_arguments(
+            recipe, model, tokenizer
+        )  # without weights, to refuse what is too short
+        _patch_for_lengths(recipe, model, recipe.patch, fit if weights else {})
     elif recipe.model.path is not None and (own := trained_length(model)) is not None:
         _tell_of_missing_patch(recipe, own)
     if recipe.training.chunked_loss:

@@ -55,6 +55,8 @@ class ProgressCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # or the last loss would be that of steps long before
         if not control.should_log:  # else told with its loss
             self._tell(state)
 
