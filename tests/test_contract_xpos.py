@@ -133,6 +133,18 @@ def test_gradients_at_long_lengths_are_finite(dtype):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_frequencies_are_exact_on_a_model_that_was_cast_before():
+    model = patch_model(fresh("llama").to(torch.bfloat16), "xpos", 8)
+    config, positions = model.config, torch.arange(200, 240)
+    dim = config.hidden_size // config.num_attention_heads
+    base = config.rope_parameters["rope_theta"]
+    theta = base ** (-torch.arange(0, dim, 2).double() / dim)
+    cos, sin = model.model.rotary_emb(torch.zeros(1), positions[None])
+    angles = positions[:, None] * theta
+    torch.testing.assert_close(cos[0, :, : dim // 2], angles.cos().float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(sin[0, :, : dim // 2], angles.sin().float(), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("scale_base", [0.3, 1.0, 5.0])
 def test_a_steep_decay_stays_finite_and_is_that_of_the_loop(scale_base):
     """ζ^(−n) of the first pair is beyond float32 after 71 tokens."""

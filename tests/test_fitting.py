@@ -144,6 +144,32 @@ def test_a_fitted_conversion_of_a_trained_checkpoint_is_closer_to_it(checkpoint,
     assert with_fit < without - gain
 
 
+def test_a_head_that_tells_only_itself_from_the_others_gets_a_finite_bias():
+    profile = torch.where(DISTANCES == 0, 5.0, 0.0).double().expand(2, -1)
+    method = make_method("kerple_log")
+    found = fit_bias(method, GEOMETRY, DISTANCES, profile, PAIRS)
+    assert all(value.isfinite().all() for value in found.values())
+    bias = method.bias(GEOMETRY, DISTANCES.double(), found)
+    assert bias.isfinite().all()
+    assert (bias[:, 0] - bias[:, 1] > 2).all()
+
+
+def test_scores_that_are_not_finite_are_refused():
+    profile = torch.full((2, 64), torch.nan, dtype=torch.float64)
+    with pytest.raises(DataError, match="scores of the text are not finite"):
+        fit_bias(make_method("kerple_log"), GEOMETRY, DISTANCES, profile, PAIRS)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bloom", "t5"])
+def test_a_view_of_a_longer_text_is_a_text(kind):
+    text = token_ids(4, 64)
+    fitted = []
+    for each in (text[:, :32], text[:, :32].clone()):
+        model = patch_model(fresh(kind), "kerple_power", 2, fit="profile", text=each)
+        fitted.append([p for name, p in model.named_parameters() if "kerple" in name])
+    assert all(map(torch.equal, *fitted))
+
+
 @pytest.mark.parametrize("kind", ["bloom", "t5"])
 def test_biases_of_a_checkpoint_are_fitted_with_the_scores(kind):
     model, text = bias_model(kind), token_ids(4, 32)

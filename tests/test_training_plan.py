@@ -129,6 +129,17 @@ def test_what_a_start_would_refuse_is_refused(tmp_path, base):
         plan_run(replace(extension(tmp_path, adapter), output_dir=str(tmp_path / "other")))
 
 
+def test_text_too_short_for_a_fit_is_refused_without_weights(tmp_path, base):
+    tree = extension_tree(tmp_path, without_weights(base, tmp_path / "bare"))
+    tree["patch"] = {"method": "kerple_log", "factor": 4, "fit": "profile"}
+    tree["data"] = {"source": str(tmp_path / "short"), "length": 8}
+    (tmp_path / "short").mkdir()
+    for number in range(60):
+        (tmp_path / "short" / f"{number}.txt").write_text("a few words " * 3)
+    with pytest.raises(DataError, match="no document has 32 tokens"):
+        plan_run(parse_recipe(tree))
+
+
 @pytest.mark.parametrize("method", ["yarn", "dynamic_ntk"])
 def test_shifted_attention_is_planned_below_a_patch(tmp_path, base, method):
     tree = extension_tree(tmp_path, base)

@@ -46,6 +46,20 @@ def test_the_first_step_promises_nothing():
     assert progress_status(progress) == ""
 
 
+def test_the_last_loss_is_that_of_the_last_steps(tmp_path):
+    tree = pretraining_tree(tmp_path)
+    tree["training"] |= {"max_steps": 3, "logging_steps": 1}
+    every = parse_recipe(tree)
+    train(every)
+    lines = (Path(every.output_dir) / "metrics.jsonl").read_text().splitlines()
+    losses = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+    tree["training"]["logging_steps"] = 10
+    tree["output_dir"] = str(tmp_path / "seldom")
+    result = train(parse_recipe(tree))
+    # The first step is logged by itself, then the mean of those after it.
+    assert result.loss == pytest.approx(sum(losses[1:]) / 2, abs=1e-4)
+
+
 def test_a_step_is_told_with_its_own_loss(tmp_path):
     told = []
     tree = pretraining_tree(tmp_path)

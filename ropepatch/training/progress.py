@@ -55,8 +55,6 @@ class ProgressCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_log = True  # or the last loss would be that of steps long before
         if not control.should_log:  # else told with its loss
             self._tell(state)
 
@@ -75,6 +73,15 @@ class ProgressCallback(TrainerCallback):
                 seconds_left=per_step * (state.max_steps - state.global_step) if per_step else None,
             )
         )
+
+
+class LastStepCallback(TrainerCallback):
+    """Has the last step logged, in all processes, as its loss is gathered: the last loss is then its own."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        control.should_log |= state.global_step >= state.max_steps
 
 
 class MetricsCallback(TrainerCallback):

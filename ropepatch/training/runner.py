@@ -40,6 +40,7 @@ from ropepatch.training.processes import (
     together,
 )
 from ropepatch.training.progress import (
+    LastStepCallback,
     MetricsCallback,
     ProgressCallback,
     ProgressSink,
@@ -208,7 +209,7 @@ def prepare(
     refuse_parts(recipe.distributed, model, data)
     if recipe.evaluation is not None:
         plan_measurement(recipe, model, tokenizer)
-    callbacks = [*_records(run, progress), *callbacks]
+    callbacks = [LastStepCallback(), *_records(run, progress), *callbacks]
     trainer = make_trainer(run, model, tokenizer, data, callbacks)
     if recipe.stages:
         trainer.add_callback(StageCallback(recipe, pretrained_model(model)))
