@@ -79,9 +79,8 @@ def load_model(
     if shifted is not None:  # before the patch, whose layers look at values that a dry run has not
         use_sparse_attention(model, shifted.group, shift=shifted.shift)
     if recipe.patch is not None:
-        fit = fit_arguments(
-            recipe, model, tokenizer
-        )  # without weights, to refuse what is too short
+        # Also without weights, as text may be too short for it.
+        fit = fit_arguments(recipe, model, tokenizer)
         _patch_for_lengths(recipe, model, recipe.patch, fit if weights else {})
     elif recipe.model.path is not None and (own := trained_length(model)) is not None:
         _tell_of_missing_patch(recipe, own)
