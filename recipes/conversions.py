@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from ropepatch import patched
 from ropepatch.adapters.pretrained import pretrained_model
+from ropepatch.checkpoint.opening import open_model, open_tokenizer
 from ropepatch.corpus import load_documents
 from ropepatch.evals import Plan, paired_difference, plan_evaluation
 from ropepatch.evals import measure as measure_model
@@ -28,7 +29,6 @@ from ropepatch.evals.statistics import mean_score
 from ropepatch.evals.wording import MISSING, show_interval, show_number
 from ropepatch.terminal import ShareProgress, silence_transformers
 from ropepatch.training.models import fit_arguments, patch_arguments
-from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.training.recipe import Recipe, load_recipe
 from ropepatch.training.runner import train
 

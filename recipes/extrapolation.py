@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from ropepatch.checkpoint.opening import open_model, open_tokenizer
 from ropepatch.corpus import load_documents
 from ropepatch.errors import LengthError
 from ropepatch.evals import bootstrap_mean, paired_difference
@@ -31,7 +32,6 @@ from ropepatch.evals.windows import Windows, held_out_windows
 from ropepatch.evals.wording import MISSING, show_interval
 from ropepatch.pictures.look import BLUE, DASHES, GREEN, INK, MARKERS, ORANGE, PINK, RED, label
 from ropepatch.terminal import silence_transformers
-from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.training.recipe import load_recipe
 from ropepatch.training.runner import train
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ropepatch import patch_model, planned_length
+from ropepatch.checkpoint.opening import open_tokenizer
 from ropepatch.corpus import load_documents
 from ropepatch.evals import bootstrap_mean, paired_difference
 from ropepatch.evals.likelihoods import log_likelihoods
@@ -30,7 +31,6 @@ from ropepatch.evals.tasks import Place, Prompt, Source, task
 from ropepatch.evals.windows import Windows, held_out_windows
 from ropepatch.evals.wording import show_interval
 from ropepatch.terminal import ShareProgress, silence_transformers
-from ropepatch.training.pretrained import open_tokenizer
 
 TRAINED = 256
 LENGTHS = (256, 512, 1024, 2048)

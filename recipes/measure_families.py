@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ropepatch import list_methods, make_method, patched
 from ropepatch.adapters.pretrained import pretrained_model, trained_length
+from ropepatch.checkpoint.opening import open_model, open_tokenizer
 from ropepatch.corpus import load_documents
 from ropepatch.errors import ConfigError, MethodOptionError
 from ropepatch.evals import bootstrap_mean, paired_difference
@@ -26,7 +27,6 @@ from ropepatch.evals.statistics import Floats
 from ropepatch.evals.windows import Windows, held_out_windows
 from ropepatch.evals.wording import show_interval
 from ropepatch.terminal import ShareProgress, silence_transformers
-from ropepatch.training.pretrained import open_model, open_tokenizer
 
 MULTIPLES = (1, 2, 4, 8)  #: of the trained length: what is measured, and the factors but for 1
 TARGETS = 64

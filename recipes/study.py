@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from ropepatch import load_pretrained
+from ropepatch.checkpoint.opening import open_model, open_tokenizer
 from ropepatch.corpus import load_documents
 from ropepatch.evals import measure as measure_model
 from ropepatch.evals import paired_difference, plan_evaluation
 from ropepatch.evals.wording import show_interval, show_number
 from ropepatch.patch import patch_model
 from ropepatch.terminal import silence_transformers
-from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.training.recipe import Recipe, load_recipe
 from ropepatch.training.runner import train
 

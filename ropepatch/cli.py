@@ -187,7 +187,7 @@ def patch(options: argparse.Namespace) -> None:
     model = _open_model(options.model)
 
     from ropepatch import patch_info, patch_model, save_pretrained, verify
-    from ropepatch.training.pretrained import open_tokenizer
+    from ropepatch.checkpoint.opening import open_tokenizer
 
     tokenizer = open_tokenizer(options.model)
     if options.fit is not None:
@@ -271,8 +271,8 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def _open_model(source: str) -> "nn.Module":
+    from ropepatch.checkpoint.opening import open_model
     from ropepatch.terminal import silence_transformers
-    from ropepatch.training.pretrained import open_model
 
     silence_transformers()
     return open_model(source)

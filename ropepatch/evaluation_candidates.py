@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ropepatch.checkpoint.opening import open_tokenizer
 from ropepatch.errors import ConfigError
 from ropepatch.evals.candidates import Candidate, check_adapter, method_candidates
-from ropepatch.training.pretrained import open_tokenizer
 
 
 def named_candidates(

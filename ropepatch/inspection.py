@@ -83,8 +83,8 @@ def _inspect_model(options: argparse.Namespace) -> list[Portrait]:
     elif options.factor or options.target_length or options.set:
         raise ConfigError("--factor, --target-length and --set are a method's; add --method")
 
+    from ropepatch.checkpoint.opening import open_model
     from ropepatch.terminal import print_rows, silence_transformers
-    from ropepatch.training.pretrained import open_model
 
     silence_transformers()
     model = open_model(options.model)

@@ -9,9 +9,9 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from ropepatch.adapters.pretrained import pretrained_model
+from ropepatch.checkpoint.opening import open_model, open_tokenizer
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.patch import patch_info, patch_model
-from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.verification import verify
 
 NAME = "ropepatch"

@@ -213,7 +213,7 @@ def test_a_candidate_with_another_tokenizer_is_refused(base, measured, tmp_path,
 
 
 def test_a_table_of_positions_is_not_read_beyond_its_end(base, measured, tmp_path, capsys):
-    from ropepatch.training.pretrained import open_tokenizer
+    from ropepatch.checkpoint.opening import open_tokenizer
 
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 2 * LENGTH}
     tokenizer = open_tokenizer(str(base))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from recipe_scripts import RECIPES, load_script
 
+from ropepatch.checkpoint.opening import open_tokenizer
 from ropepatch.corpus import load_documents
 from ropepatch.evals import plan_evaluation
-from ropepatch.training.pretrained import open_tokenizer
 
 SOURCE = str(RECIPES.parent / "ropepatch")
 

@@ -10,6 +10,7 @@ from tiny_runs import LENGTH, extension, extension_tree, pretraining, pretrainin
 from transformers import AutoTokenizer
 
 from ropepatch import patch_model, save_pretrained
+from ropepatch.checkpoint.opening import open_model
 from ropepatch.cli import main
 from ropepatch.errors import (
     AlreadyPatchedError,
@@ -21,7 +22,6 @@ from ropepatch.errors import (
 from ropepatch.training import plan
 from ropepatch.training.memory import MemoryEstimate
 from ropepatch.training.plan import plan_run
-from ropepatch.training.pretrained import open_model
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.runner import train
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ropepatch.adapters.pretrained import pretrained_model, trained_length
 from ropepatch.checkpoint import load_pretrained
+from ropepatch.checkpoint.opening import open_model, open_tokenizer
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.evals import Evaluation, Plan, compare, measure, plan_evaluation, write_report
 from ropepatch.manifest import PatchInfo
@@ -20,7 +21,6 @@ from ropepatch.training.models import (
     fit_arguments,
     patch_arguments,
 )
-from ropepatch.training.pretrained import open_model, open_tokenizer
 from ropepatch.training.recipe import Recipe, recipe_tree
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.sections import EvaluationRecipe, PatchRecipe

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ropepatch.checkpoint.downloads import broke_off
 from ropepatch.corpus import Corpus, Document
 from ropepatch.corpus.files import is_saved_dataset, row_text
 from ropepatch.errors import DataError, RopepatchError
-from ropepatch.training.downloads import broke_off
 from ropepatch.training.sections import DatasetRecipe
 
 if TYPE_CHECKING:

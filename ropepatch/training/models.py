@@ -23,6 +23,13 @@ from ropepatch.adapters.pretrained import (
     language_model_class,
     trained_length,
 )
+from ropepatch.checkpoint.opening import (
+    is_adapter,
+    open_model,
+    open_tokenizer,
+    open_weightless,
+)
+from ropepatch.checkpoint.weightless import weightless_model
 from ropepatch.corpus import Document, train_tokenizer
 from ropepatch.corpus.fitting import fitting_text
 from ropepatch.description import length_to_fit
@@ -34,19 +41,12 @@ from ropepatch.training.induction import add_induction_circuit
 from ropepatch.training.lm_loss import use_chunked_loss
 from ropepatch.training.lora import add_lora
 from ropepatch.training.mistakes import unknown_keys
-from ropepatch.training.pretrained import (
-    is_adapter,
-    open_model,
-    open_tokenizer,
-    open_weightless,
-)
 from ropepatch.training.quantization import loading_options, prepare_quantized
 from ropepatch.training.recipe import Recipe
 from ropepatch.training.requirements import require_liger_kernels
 from ropepatch.training.sections import ModelRecipe, PatchRecipe, TokenizerRecipe
 from ropepatch.training.sequences import open_corpus
 from ropepatch.training.sparse_attention import use_sparse_attention
-from ropepatch.training.weightless import weightless_model
 
 _LONGEST_REASON = 300  #: characters of an error of transformers, which may list all its models
 

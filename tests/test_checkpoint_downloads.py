@@ -4,10 +4,10 @@ import pytest
 import transformers
 from huggingface_hub.errors import HfHubHTTPError
 
+from ropepatch.checkpoint import downloads
+from ropepatch.checkpoint.downloads import broke_off
+from ropepatch.checkpoint.opening import open_model, open_tokenizer
 from ropepatch.errors import CheckpointError
-from ropepatch.training import downloads
-from ropepatch.training.downloads import broke_off
-from ropepatch.training.pretrained import open_model, open_tokenizer
 
 
 class Answer:

@@ -17,11 +17,12 @@ from transformers import (
 )
 
 from ropepatch.adapters.pretrained import decoder_config, language_model_class
-from ropepatch.checkpoint import ADAPTER_CONFIG, load_model, load_pretrained
+from ropepatch.checkpoint.downloads import again, broke_off, require_hub
+from ropepatch.checkpoint.load import load_model, load_pretrained
+from ropepatch.checkpoint.sidecar import ADAPTER_CONFIG
+from ropepatch.checkpoint.weightless import weightless_model
 from ropepatch.errors import CheckpointError, RopepatchError
 from ropepatch.manifest import CONFIG_KEY
-from ropepatch.training.downloads import again, broke_off, require_hub
-from ropepatch.training.weightless import weightless_model
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
