@@ -26,12 +26,12 @@ Changes = dict[str, Any]  #: keys of a recipe with dots, and their values
 LORA: Changes = {"lora": {"train_embeddings": True, "train_norms": True}}
 CELLS: dict[str, Changes] = {
     "llama, LoRA": LORA,
-    "llama, LoRA, bf16": {**LORA, "training.bf16": True},
+    "llama, LoRA, bf16": {**LORA, "training.precision": "bf16"},
     "llama, LoRA, chunked_loss": {**LORA, "training.chunked_loss": True},
     "llama, LoRA, gradient_checkpointing": {**LORA, "training.gradient_checkpointing": True},
     "llama, LoRA, all three": {
         **LORA,
-        "training.bf16": True,
+        "training.precision": "bf16",
         "training.chunked_loss": True,
         "training.gradient_checkpointing": True,
     },

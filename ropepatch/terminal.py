@@ -53,6 +53,13 @@ class ProgressDisplay:
         if not self.console.is_terminal and self._due(share):
             print(status if line is None else line, file=sys.stderr)
 
+    def announce(self, line: str) -> None:
+        """Print a line that stays."""
+        if self.console.is_terminal:
+            self.bar.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, file=sys.stderr)
+
     def tell(self, status: str) -> None:
         """Tell what is prepared before the work starts."""
         self.show(0.0, status)

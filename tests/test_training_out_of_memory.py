@@ -104,5 +104,5 @@ def test_a_run_goes_on_with_less_memory_and_ends_as_it_would_have(tmp_path):
 
 def test_what_would_make_it_another_run_is_still_refused(tmp_path):
     refusal(pretraining(tmp_path))
-    with pytest.raises(ConfigError, match=r"another recipe \(training\.bf16: False → True\)"):
-        train(pretraining(tmp_path, gradient_checkpointing=True, bf16=True))
+    with pytest.raises(ConfigError, match=r"another recipe \(training\.precision: fp32 → bf16\)"):
+        train(pretraining(tmp_path, gradient_checkpointing=True, precision="bf16"))

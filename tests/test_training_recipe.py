@@ -55,7 +55,7 @@ def test_all_mistakes_are_reported_at_once():
     message = refusal(
         {
             "model": {"pth": "x", "path": "y"},
-            "training": {"max_step": 3, "learning_rate": "fast", "bf16": 7},
+            "training": {"max_step": 3, "learning_rate": "fast", "precision": "bf17"},
             "lora": {"r": 1.5},
             "data": {"mixture": {"retrival": 0.2}},
             "ouput_dir": "out",
@@ -70,7 +70,7 @@ def test_all_mistakes_are_reported_at_once():
         "output_dir is missing",
         "training.learning_rate must be a valid number",
         "found 'fast'",
-        "training.bf16 must be a valid boolean",
+        "training.precision must be 'auto', 'fp32', 'bf16' or 'fp16'; found 'bf17'",
         "lora.r must be a valid integer",
     ]
     assert [mistake for mistake in mistakes if mistake not in message] == []
@@ -236,11 +236,11 @@ def test_an_evaluation_on_other_text_is_taken(sections):
 
 def test_overrides_are_yaml_and_make_missing_sections(tmp_path):
     path = write(tmp_path / "a.yaml", {**SMALLEST, "lora": None})
-    overrides = ("training.bf16=true", "training.learning_rate=1e-4", "lora.r=2", "patch={}")
+    overrides = ("training.precision=bf16", "training.learning_rate=1e-4", "lora.r=2", "patch={}")
     recipe = load_recipe(path, overrides)
     assert recipe.lora is not None
     assert recipe.patch is not None
-    assert (recipe.training.bf16, recipe.training.learning_rate) == (True, 1e-4)
+    assert (recipe.training.precision, recipe.training.learning_rate) == ("bf16", 1e-4)
     assert (recipe.lora.r, recipe.patch.method) == (2, "yarn")
 
 

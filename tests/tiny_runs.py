@@ -56,6 +56,8 @@ def pretraining_tree(root: Path, **training: Any) -> dict[str, Any]:
             "learning_rate": 1e-2,
             "save_steps": 2,
             "logging_steps": 1,
+            # The same numbers on every machine.
+            "precision": "fp32",
             **training,
         },
         "evaluation": None,

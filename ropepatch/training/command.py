@@ -14,7 +14,13 @@ def run_recipe(recipe: Recipe, title: str) -> None:
         train(recipe)
         return
     with TerminalProgress(title) as progress:
-        result = train(recipe, progress, tell=progress.tell, measured=progress.measured)
+        result = train(
+            recipe,
+            progress,
+            tell=progress.tell,
+            announce=progress.announce,
+            measured=progress.measured,
+        )
     if result.stages:
         print_table(result.stages, [compare(result.stages[0], it) for it in result.stages[1:]])
     if result.loss is not None:

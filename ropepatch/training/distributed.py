@@ -30,6 +30,7 @@ _BY_LENGTH = ("dynamic", "longrope")  #: rope types that transformers scales by 
 _DEEPSPEED: dict[str, Any] = {
     "zero_optimization": {"stage": 2},
     "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": "auto"},
     "gradient_clipping": "auto",
     "gradient_accumulation_steps": "auto",
     "train_micro_batch_size_per_gpu": "auto",

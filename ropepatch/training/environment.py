@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 from ropepatch import __version__
+from ropepatch.precision import PrecisionChoice
 from ropepatch.whole_files import write_whole
 
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets")
 
 
-def record_session(path: Path, first_step: int) -> None:
-    """Append this session, which goes on after `first_step` steps, to those written down in `path`."""
+def record_session(path: Path, first_step: int, precision: PrecisionChoice) -> None:
+    """Append this session, which goes on after `first_step` steps, to those recorded in `path`."""
     before = json.loads(path.read_text(encoding="utf-8"))["sessions"] if path.exists() else []
     session = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -25,6 +26,8 @@ def record_session(path: Path, first_step: int) -> None:
         "ropepatch": __version__,
         **{package: version(package) for package in _PACKAGES},
         "device": _device(),
+        "precision": precision.precision,
+        "precision_reason": precision.reason,
         **_git_state(),
     }
     write_whole(path, json.dumps({"sessions": [*before, session]}, indent=2) + "\n")

@@ -51,6 +51,8 @@ class FiniteTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        if self.accelerator.scaler is not None:
+            return norm  # fp16: the scaler leaves out a step that overflows, and lowers its scale
         # DeepSpeed has none to tell before its first step.
         if norm is not None and not math.isfinite(value := float(norm)):
             batches = self.args.gradient_accumulation_steps

@@ -126,7 +126,7 @@ def _take_step(
     # A second micro-batch of a step finds the gradients of the first.
     for _ in range(min(trainer.args.gradient_accumulation_steps, 2)):
         live.watch(length, kinds)
-        with live, torch.autocast("cpu", torch.bfloat16, enabled=trainer.args.bf16):
+        with live, _autocast(trainer):
             scored = (batch["labels"] != IGNORED).sum()
             loss = trainer.compute_loss(trainer.trained, batch, num_items_in_batch=scored)
         assert isinstance(loss, Tensor)  # without return_outputs
@@ -138,6 +138,12 @@ def _take_step(
         backward = live.peak
     trainer.trained.zero_grad()
     return [forward, backward]
+
+
+def _autocast(trainer: RunTrainer) -> torch.autocast:
+    """As the Trainer's in a step, which runs on the meta device here."""
+    dtype = torch.float16 if trainer.args.fp16 else torch.bfloat16
+    return torch.autocast("cpu", dtype, enabled=trainer.args.fp16 or trainer.args.bf16)
 
 
 def _enable_checkpointing(trainer: RunTrainer) -> None:

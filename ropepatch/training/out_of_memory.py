@@ -61,7 +61,7 @@ def knobs(recipe: Recipe) -> list[Knob]:
         {"training.gradient_checkpointing": True},
         {"training.gradient_checkpointing": True, "training.offload_activations": True},
         {"training.chunked_loss": True},
-        {"training.bf16": True},
+        {"training.precision": "bf16"},
     ]
     if recipe.patch is not None:
         target = data.length if data.positions is None else data.positions.target

@@ -5,10 +5,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ropepatch.precision import PrecisionChoice
 from ropepatch.terminal import quiet_transformers
 from ropepatch.training.memory import MemoryEstimate, estimate_memory, in_units, longest_batch
 from ropepatch.training.recipe import Recipe, recipe_yaml
 from ropepatch.training.run_directory import RunDirectory
+from ropepatch.training.run_precision import planned_precision, with_precision
 from ropepatch.training.runner import check_launch, prepare
 from ropepatch.training.sequences import tokens_per_step
 
@@ -21,6 +23,7 @@ class Plan:
     steps: int
     trainable_parameters: int
     parameters: int
+    precision: PrecisionChoice
     memory: MemoryEstimate
 
     @property
@@ -33,6 +36,8 @@ def plan_run(recipe: Recipe) -> Plan:
     """The plan of a recipe, without weights; raises what starting the run would raise."""
     check_launch(recipe)
     RunDirectory(recipe).check()
+    precision = planned_precision(recipe)
+    recipe = with_precision(recipe, precision.precision)
     # The Trainer makes its directory when it is made.
     with quiet_transformers(), tempfile.TemporaryDirectory() as elsewhere:
         run = RunDirectory(dataclasses.replace(recipe, output_dir=elsewhere))
@@ -43,13 +48,15 @@ def plan_run(recipe: Recipe) -> Plan:
             steps=recipe.training.max_steps,
             trainable_parameters=sum(each.numel() for each in parameters if each.requires_grad),
             parameters=sum(each.numel() for each in parameters),
+            precision=precision,
             memory=estimate_memory(trainer, longest_batch(trainer)),
         )
 
 
 def plan_text(recipe: Recipe) -> str:
     """The resolved recipe as a YAML file, with its plan in comments."""
-    rows = [*_rows(plan_run(recipe))]
+    plan = plan_run(recipe)
+    rows = [*_rows(plan), f"precision: {plan.precision}"]
     if recipe.distributed.fsdp:
         rows.append(
             "weights, gradients and optimizer are counted whole; FSDP leaves each device a part"

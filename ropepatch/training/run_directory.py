@@ -22,6 +22,7 @@ from ropepatch.training.recipe import (
     recipe_tree,
     recipe_yaml,
 )
+from ropepatch.training.run_precision import precision_at_start
 from ropepatch.whole_files import write_whole
 
 _STAGING = ".staging-"
@@ -84,7 +85,13 @@ class RunDirectory:
         saved = self.result.exists() or any(self.path.glob("checkpoint-*"))
         if path.exists() and saved:
             # Through YAML, so that what is compared is what a file can hold.
-            self._refuse_other(_stored_tree(path), yaml.safe_load(recipe_yaml(self.recipe)))
+            trees = _stored_tree(path), yaml.safe_load(recipe_yaml(self.recipe))
+            began = precision_at_start(self.path)
+            for tree in trees:
+                # A run keeps the precision that it began with, which auto leaves open.
+                if began is not None and tree["training"].get("precision") == "auto":
+                    tree["training"]["precision"] = began
+            self._refuse_other(*trees)
 
     def _refuse_other(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         differences = recipe_differences(_identity(old), _identity(new))

@@ -17,6 +17,7 @@ from ropepatch.adapters.pretrained import pretrained_model
 from ropepatch.checkpoint import write_sidecar
 from ropepatch.errors import CheckpointError, NonFiniteError, RopepatchError
 from ropepatch.evals import Evaluation
+from ropepatch.precision import PrecisionChoice
 from ropepatch.terminal import quiet_transformers
 from ropepatch.training.before_after import StageSink, evaluate_run, is_evaluated, plan_measurement
 from ropepatch.training.checkpoints import step_of
@@ -50,6 +51,12 @@ from ropepatch.training.recipe import Recipe
 from ropepatch.training.reporters import logs_below, require_reporters
 from ropepatch.training.requirements import require_machine
 from ropepatch.training.run_directory import RunDirectory
+from ropepatch.training.run_precision import (
+    ENVIRONMENT,
+    precision_at_start,
+    run_precision,
+    with_precision,
+)
 from ropepatch.training.sequences import open_corpus, tokens_per_step, training_data
 from ropepatch.training.stages import StageCallback
 from ropepatch.training.token_cache import Tell
@@ -77,42 +84,60 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
     *,
     tell: Tell | None = None,
+    announce: Tell | None = None,
     measured: StageSink | None = None,
 ) -> TrainingResult:
     """Run the recipe to its end, going on from the last good checkpoint in its output_dir.
 
-    Then measure what its `evaluation` says. `progress` hears of every step, `tell` what is prepared
-    before the first, `measured` of the evaluation. A RopepatchWarning tells of damaged checkpoints.
+    Then measure what its `evaluation` says. `progress` is called after every step, `tell` with what is
+    prepared before the first, `announce` with the precision and its reason, `measured` during the
+    evaluation. Damaged checkpoints are a RopepatchWarning.
     """
     run = RunDirectory(recipe)
+    sinks = _Sinks(progress, callbacks, tell, announce, measured)
     with ExitStack() as held:
-        checkpoint = from_main(lambda: _open(run, held))
-        return _run(run, checkpoint, progress, callbacks, tell, measured)
+        start = from_main(lambda: _open(run, held))
+        return _run(run, start, sinks)
 
 
-def _run(
-    run: RunDirectory,
-    checkpoint: Path | None,
-    progress: ProgressSink | None,
-    callbacks: Sequence[TrainerCallback],
-    tell: Tell | None,
-    measured: StageSink | None,
-) -> TrainingResult:
+@dataclasses.dataclass(frozen=True)
+class _Sinks:
+    """Functions that a run calls on its way."""
+
+    progress: ProgressSink | None
+    callbacks: Sequence[TrainerCallback]
+    tell: Tell | None
+    announce: Tell | None
+    measured: StageSink | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """Where a session of a run begins."""
+
+    checkpoint: Path | None
+    precision: PrecisionChoice | None  #: None: the run is finished
+
+
+def _run(run: RunDirectory, start: _Start, sinks: _Sinks) -> TrainingResult:
     recipe = run.recipe
     started = time.perf_counter()
     steps, loss = recipe.training.max_steps, None
     stages: tuple[Evaluation, ...] = ()
     with quiet_transformers():
-        if not run.result.exists():
+        if start.precision is not None:
+            if sinks.announce is not None:
+                sinks.announce(f"precision: {start.precision}")
             with logs_below(run.path / "logs", recipe.training.report_to):
+                chosen = RunDirectory(with_precision(recipe, start.precision.precision))
                 with together(), memory_explained(lambda: IN_LOADING):
-                    trainer = prepare(run, progress, callbacks, tell)
-                steps, loss = _fit(trainer, checkpoint)
+                    trainer = prepare(chosen, sinks.progress, sinks.callbacks, sinks.tell)
+                steps, loss = _fit(trainer, start.checkpoint, start.precision)
                 del trainer
         if processes().is_main_process and not is_evaluated(run):
             release_memory()  # the Trainer's, which the measured models may need
             with _explained(run), memory_explained(lambda: in_evaluation(run)):
-                stages = evaluate_run(run, measured)
+                stages = evaluate_run(run, sinks.measured)
                 draw_loss_curve(run.metrics, tokens_per_step(recipe), stages)
     return TrainingResult(run.result, steps, loss, time.perf_counter() - started, stages)
 
@@ -124,22 +149,25 @@ def check_launch(recipe: Recipe) -> None:
     require_reporters(recipe.training.report_to)
 
 
-def _open(run: RunDirectory, held: ExitStack) -> Path | None:
-    """Claim the directory for a launch that can run its recipe; the checkpoint to go on from.
+def _open(run: RunDirectory, held: ExitStack) -> _Start:
+    """Claim the directory for a launch that can run its recipe; the checkpoint and precision to go on with.
 
     No other launch has the directory until `held` is left.
     """
     check_launch(run.recipe)
+    began = precision_at_start(run.path)  # before the claim, which writes the recipe of a run anew
     held.enter_context(run.claimed())
     if run.has_result():
-        return None
+        return _Start(None, None)
     checkpoint = run.last_good_checkpoint()
     if checkpoint is not None:
         require_same_processes(checkpoint)
-    return checkpoint
+    return _Start(checkpoint, run_precision(run.recipe, began if checkpoint else None))
 
 
-def _fit(trainer: RunTrainer, checkpoint: Path | None) -> tuple[int, float]:
+def _fit(
+    trainer: RunTrainer, checkpoint: Path | None, precision: PrecisionChoice
+) -> tuple[int, float]:
     """Train and save the result; the steps done in all, and the last loss."""
     run = trainer.run
 
@@ -147,7 +175,7 @@ def _fit(trainer: RunTrainer, checkpoint: Path | None) -> tuple[int, float]:
         first_step = step_of(checkpoint) if checkpoint else 0
         require_same_inputs(trainer, run.path / "inputs.json", is_new=checkpoint is None)
         forget_metrics_after(run.metrics, first_step)
-        record_session(run.path / "environment.json", first_step)
+        record_session(run.path / ENVIRONMENT, first_step, precision)
         write_sidecar(trainer.trained, run.path)
 
     interrupts = InterruptCallback()
@@ -175,7 +203,7 @@ def _explained(run: RunDirectory) -> Iterator[None]:
         raise NonFiniteError(
             f"{error}; nothing of that step is kept, and {run.kept()}. The same recipe would come "
             "to the same step again: look at the text of it, or lower training.learning_rate, "
-            "raise training.warmup_steps or leave out training.bf16, with another output_dir"
+            "raise training.warmup_steps or set training.precision to fp32, with another output_dir"
         ) from None
     except RopepatchError:
         raise

@@ -3,12 +3,13 @@
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from ropepatch.errors import MethodError
 from ropepatch.methods import make_method
 from ropepatch.methods.fitting import require_fit
+from ropepatch.precision import PrecisionOption
 from ropepatch.training.mixture import Shares
 from ropepatch.training.packing import Packing
 from ropepatch.training.skipped_positions import Skips
@@ -207,7 +208,8 @@ class TrainingRecipe:
     min_lr_ratio: Share = 0.0  #: of learning_rate, reached on the last step
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     seed: Whole = 0
-    bf16: bool = False  #: autocast
+    #: of matrix products, by autocast; auto: bf16 where it is at least as fast as fp32
+    precision: PrecisionOption = "auto"
     torch_compile: bool = False
     gradient_checkpointing: bool = False
     shifted_attention: ShiftedAttention | None = None
@@ -219,6 +221,17 @@ class TrainingRecipe:
     keep_checkpoints: Count = 2
     logging_steps: Count = 10
     report_to: list[str] = dataclasses.field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_bf16(cls, values: Any) -> Any:
+        """Accept `bf16: true` or `false`, the name of `precision` in recipes up to version 0.1."""
+        if not isinstance(values, dict) or not isinstance(values.get("bf16"), bool):
+            return values
+        if "precision" in values:
+            raise ValueError("takes either precision or bf16, its old name; found both")
+        others = {key: value for key, value in values.items() if key != "bf16"}
+        return {**others, "precision": "auto" if values["bf16"] else "fp32"}
 
     def __post_init__(self) -> None:
         if self.warmup_steps + self.decay_steps > self.max_steps:

@@ -22,6 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from ropepatch.checkpoint import save_pretrained, write_sidecar
+from ropepatch.precision import DTYPES
 from ropepatch.training.checkpoints import seal
 from ropepatch.training.distributed import distributed_arguments
 from ropepatch.training.finite_trainer import FiniteTrainer
@@ -100,10 +101,10 @@ class RunTrainer(FiniteTrainer):
             self.is_fsdp_enabled = True
         if not self.accelerator.is_fsdp2:
             raise RuntimeError(f"FSDP2 was asked for, and accelerate made {state.distributed_type}")
-        if state.mixed_precision == "bf16":
-            # accelerate's own would also add up gradients, and round the loss, in bfloat16.
+        if state.mixed_precision in ("bf16", "fp16"):
+            # accelerate's own would also add up gradients, and round the loss, in 16 bits.
             state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
-                param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+                param_dtype=DTYPES[state.mixed_precision], reduce_dtype=torch.float32
             )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -174,7 +175,7 @@ def make_trainer(
 def training_arguments(
     recipe: TrainingRecipe, output_dir: str, distributed: DistributedRecipe
 ) -> TrainingArguments:
-    """The recipe in the Trainer's words."""
+    """The recipe in the Trainer's words; its precision is chosen by now."""
     schedule, options = _schedule(recipe)
     return TrainingArguments(
         output_dir=output_dir,
@@ -190,7 +191,8 @@ def training_arguments(
         warmup_steps=recipe.warmup_steps,
         max_grad_norm=recipe.max_grad_norm,
         seed=recipe.seed,
-        bf16=recipe.bf16,
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16",
         torch_compile=recipe.torch_compile,
         activation_checkpointing=recipe.gradient_checkpointing,
         activation_checkpointing_kwargs={

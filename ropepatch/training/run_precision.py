@@ -1,0 +1,76 @@
+"""Precision of a run: chosen for the device when the run begins, and kept when it goes on."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import cast
+
+import torch
+import yaml
+
+from ropepatch.precision import DTYPES, Precision, PrecisionChoice, choose_precision, warn_if_slow
+from ropepatch.training.checkpoints import checkpoints
+from ropepatch.training.recipe import Recipe
+
+ENVIRONMENT = "environment.json"
+
+
+def run_precision(recipe: Recipe, began: Precision | None) -> PrecisionChoice:
+    """Precision for this session of a run that `began` in one, or that begins now (None).
+
+    Raises ConfigError for fp16 on a CPU.
+    """
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    warn_if_slow(f"model.dtype: {recipe.model.dtype}", getattr(torch, recipe.model.dtype), device)
+    option = recipe.training.precision
+    if began is None or option != "auto":
+        return choose_precision(option, device)
+    here = choose_precision("auto", device)
+    if here.precision == began:
+        return here
+    kept = choose_precision(began, device)
+    return dataclasses.replace(kept, reason=f"as the run began; a new one would take {here}")
+
+
+def planned_precision(recipe: Recipe) -> PrecisionChoice:
+    """Precision that a run of the recipe would have now, going on in its output_dir or beginning there."""
+    directory = Path(recipe.output_dir)
+    goes_on = any(checkpoints(directory))
+    return run_precision(recipe, precision_at_start(directory) if goes_on else None)
+
+
+def with_precision(recipe: Recipe, precision: Precision) -> Recipe:
+    """The recipe with a precision in place of `auto`."""
+    training = dataclasses.replace(recipe.training, precision=precision)
+    return dataclasses.replace(recipe, training=training)
+
+
+def precision_at_start(directory: Path) -> Precision | None:
+    """Precision of the last session in a run's directory, which kept that of all before; None for none.
+
+    Sessions of ropepatch 0.1 did not record it: their recipe says bf16 or not.
+    """
+    sessions = _sessions(directory / ENVIRONMENT)
+    if not sessions:
+        return None
+    recorded = sessions[-1].get("precision")
+    if recorded in DTYPES:
+        return cast(Precision, recorded)
+    return _precision_of_old_recipe(directory / "recipe.yaml")
+
+
+def _sessions(path: Path) -> list[dict[str, object]]:
+    try:
+        return cast(
+            list[dict[str, object]], json.loads(path.read_text(encoding="utf-8"))["sessions"]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _precision_of_old_recipe(path: Path) -> Precision | None:
+    try:
+        bf16 = yaml.safe_load(path.read_text(encoding="utf-8"))["training"]["bf16"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return None
+    return "bf16" if bf16 is True else "fp32"
