@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from torch import nn
 
 from ropepatch import __version__
 from ropepatch.adapters.pretrained import pretrained_model, trained_length
@@ -16,7 +17,7 @@ from ropepatch.description import require_length
 from ropepatch.errors import ConfigError, DataError, UnsupportedModelError
 from ropepatch.evals import Evaluation, Plan, plan_evaluation, print_table, write_report
 from ropepatch.evals.candidates import Candidate, Tell, measure_candidates, reading_work
-from ropepatch.evals.ledger import protocol_settings
+from ropepatch.evals.ledger import dtype_in_words, protocol_settings, reason_for_dtype
 from ropepatch.evals.perplexity_plan import PerplexityPlan, plan_perplexity
 from ropepatch.evals.perplexity_table import print_perplexities
 from ropepatch.evals.pilot import Pilot, run_pilot
@@ -44,6 +45,7 @@ from ropepatch.evaluation_arguments import (
 from ropepatch.evaluation_candidates import fingerprint, named_candidates
 from ropepatch.methods.registry import replaces
 from ropepatch.patch import mechanism_of, patch_info
+from ropepatch.surgery import in_fast_dtype
 from ropepatch.terminal import ShareProgress, silence_transformers
 
 _MULTIPLES = (1, 2, 4, 8)  #: of the trained length, measured where --lengths does not say
@@ -87,8 +89,10 @@ class _Run:
         self.directory: Path = options.output or Path("out", self.command, Path(self.name).name)
         _require_directory(self.directory)
         self.tokenizer = open_tokenizer(self.name)
-        self.base = open_model(self.name)
+        self.base = _open(self.name)
         self.root = pretrained_model(self.base)
+        if reason_for_dtype(self.root):
+            print(f"computed in {dtype_in_words(self.root)}")
         self.trained = require_length(self.base, options.original_max_position_embeddings)
         self.candidates = self._candidates()
         self.documents = load_documents(options.data, "held_out")
@@ -139,7 +143,7 @@ class _Run:
                 self.base,
                 self.candidates,
                 plan,
-                open_model,
+                _open,
                 perplexity=self.perplexity,
                 key_tokens=self.key_tokens,
                 tell=tell,
@@ -225,7 +229,7 @@ class _Run:
         few = PILOT if self.seconds is None else TIMED
         plan = self._plan(Counts(min(few, room), few))
         started = time.perf_counter()
-        self.pilot = run_pilot(self.base, self.candidates, plan, open_model, tell)
+        self.pilot = run_pilot(self.base, self.candidates, plan, _open, tell)
         taken = time.perf_counter() - started
         if self.seconds is None:
             return counts_for_width(self.pilot.stages, options.ci, room)
@@ -281,6 +285,11 @@ class _Run:
             "ropepatch": __version__,
             "protocol": plan.digest(),
         }
+
+
+def _open(source: str) -> nn.Module:
+    """A checkpoint in a dtype that is fast here."""
+    return in_fast_dtype(open_model(source))
 
 
 def _require_directory(path: Path) -> None:

@@ -12,6 +12,7 @@ from ropepatch.adapters.pretrained import pretrained_model
 from ropepatch.checkpoint.opening import open_model, open_tokenizer
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.patch import patch_info, patch_model
+from ropepatch.surgery import in_fast_dtype
 from ropepatch.verification import verify
 
 NAME = "ropepatch"
@@ -38,6 +39,8 @@ class PatchedLM(HFLM):  # type: ignore[misc]
         **settings: Any,
     ) -> None:
         model = open_model(pretrained, _dtype(dtype)).to(_device(device))
+        if dtype == "auto":
+            model = in_fast_dtype(model)
         if method is not None:
             patch_model(
                 model, method, factor, target_length=target_length, **(method_options or {})

@@ -12,7 +12,7 @@ from ropepatch.adapters.pretrained import evaluation_mode, pretrained_model, tex
 from ropepatch.attention.lengths import request_lengths
 from ropepatch.attention.rotary import ScaledRotary
 from ropepatch.attention.score_bias import ScoreBias
-from ropepatch.surgery import PatchRecord
+from ropepatch.surgery import PatchRecord, fast_weights
 
 PROBE_TOKENS = 16
 BIAS_PROBE_TOKENS = 64  # more than the distances that T5's buckets keep
@@ -25,7 +25,7 @@ def logit_change(model: PreTrainedModel, length: int, biases: list[ScoreBias]) -
     hook = getattr(model, "_hf_hook", None)  # accelerate's, of a model whose weights are elsewhere
     device = modules[0].device if modules else getattr(hook, "execution_device", model.device)
     inputs = probe_inputs(model, length, spread=bool(modules), device=device)
-    with evaluation_mode(model), ExitStack() as stack:
+    with fast_weights(model), evaluation_mode(model), ExitStack() as stack:
         lengths = torch.tensor([length], device=device)
         stack.enter_context(request_lengths((*modules, *biases), lengths))
         scaled = model(**inputs)[0]
@@ -68,7 +68,7 @@ def change_from_stock(model: nn.Module, record: PatchRecord) -> float:
     root = pretrained_model(model)
     length = record.about.original_max_position_embeddings
     inputs = probe_inputs(root, length, spread=False, device=root.device)
-    with evaluation_mode(root):
+    with fast_weights(root), evaluation_mode(root):
         patched = root(**inputs)[0]
         with record.suspended(model):
             stock = root(**inputs)[0]

@@ -14,6 +14,7 @@ PACKAGE = Path(importlib.util.find_spec("ropepatch").origin).parent
 # From the ground up: a module may import from its own layer and from those before it.
 LAYERS = (
     "errors",
+    "precision",
     "spelling",
     "whole_files",
     "positions",
@@ -52,6 +53,7 @@ LAYERS = (
 )
 WITHOUT_TRANSFORMERS = {
     "errors",
+    "precision",
     "spelling",
     "positions",
     "interpolation",

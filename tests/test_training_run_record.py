@@ -10,11 +10,13 @@ from matplotlib.image import imread
 from tiny_runs import LENGTH, extension, pretraining, pretraining_tree, with_evaluation
 
 from ropepatch.checkpoint import read_sidecar
+from ropepatch.precision import PrecisionChoice
 from ropepatch.training.environment import record_session
 from ropepatch.training.loss_curve import draw_loss_curve
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.runner import train
 
+CHOICE = PrecisionChoice("fp32", "as asked")
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets")
 
 
@@ -66,8 +68,8 @@ def test_a_run_directory_holds_what_its_reader_looks_for(run):
 
 def test_every_session_writes_down_its_versions(tmp_path):
     path = tmp_path / "environment.json"
-    record_session(path, 0)
-    record_session(path, 40)
+    record_session(path, 0, CHOICE)
+    record_session(path, 40, CHOICE)
     first, second = sessions(path)
     assert (first["first_step"], second["first_step"]) == (0, 40)
     for package in PACKAGES:
@@ -83,9 +85,9 @@ def test_the_commit_of_the_working_directory_is_written_down(tmp_path, monkeypat
     git(tree, "commit", "--quiet", "-m", "one")
     monkeypatch.chdir(tree)
     path = tmp_path / "environment.json"
-    record_session(path, 0)
+    record_session(path, 0, CHOICE)
     (tree / "file").write_text("two")
-    record_session(path, 0)
+    record_session(path, 0, CHOICE)
     clean, dirty = sessions(path)
     commit = git(tree, "rev-parse", "HEAD")
     assert (clean["git_commit"], clean["git_dirty"]) == (commit, False)
@@ -95,13 +97,13 @@ def test_the_commit_of_the_working_directory_is_written_down(tmp_path, monkeypat
 def test_outside_of_git_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    record_session(tmp_path / "environment.json", 0)
+    record_session(tmp_path / "environment.json", 0, CHOICE)
     assert "git_commit" not in sessions(tmp_path / "environment.json")[0]
 
 
 def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    record_session(tmp_path / "environment.json", 0)
+    record_session(tmp_path / "environment.json", 0, CHOICE)
     assert "git_commit" not in sessions(tmp_path / "environment.json")[0]
 
 

@@ -16,7 +16,7 @@ from ropepatch.attention.score_bias import PlacedBias
 from ropepatch.errors import DataError
 from ropepatch.methods.fitting import fit_bias
 from ropepatch.methods.replacement import HeadGeometry, ScoreBiasMethod
-from ropepatch.surgery import AttributeChange, Change, PatchRecord
+from ropepatch.surgery import AttributeChange, Change, PatchRecord, fast_weights
 
 _ROWS = 8  #: of text that are read at a time
 
@@ -93,7 +93,7 @@ def measure_stacks(
 
 @torch.no_grad()
 def _read(model: PreTrainedModel, text: Tensor) -> None:
-    with evaluation_mode(model):
+    with fast_weights(model), evaluation_mode(model):
         for rows in text.split(_ROWS):
             if model.config.is_encoder_decoder:
                 model(input_ids=rows, labels=rows)

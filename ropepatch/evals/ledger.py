@@ -15,6 +15,7 @@ from ropepatch.evals.tasks.prompt import Prompt
 from ropepatch.evals.windows import Windows
 from ropepatch.methods import make_method
 from ropepatch.patch import patch_info
+from ropepatch.precision import is_slow, slowness
 
 Mode = Literal["forced_choice", "teacher_forced", "generate"]
 
@@ -92,7 +93,7 @@ def model_settings(model: PreTrainedModel) -> dict[str, Json]:
     """The parts of a model and of its surroundings that can change a number."""
     return {
         "model_type": str(model.config.model_type),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_in_words(model),
         "device": model.device.type,
         "attention": str(getattr(model.config, "_attn_implementation", None)),
         "versions": {
@@ -101,6 +102,23 @@ def model_settings(model: PreTrainedModel) -> dict[str, Json]:
             "transformers": transformers.__version__,
         },
     }
+
+
+def dtype_in_words(model: PreTrainedModel) -> str:
+    """Dtype of the weights, with the reason where it is not that of the checkpoint."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    reason = reason_for_dtype(model)
+    return dtype if reason is None else f"{dtype}, as {reason}"
+
+
+def reason_for_dtype(model: PreTrainedModel) -> str | None:
+    """Why the weights are not in the dtype of the checkpoint; None where they are."""
+    stored = model.config.dtype
+    if not isinstance(stored, torch.dtype) or stored == model.dtype:
+        return None
+    if not is_slow(stored, model.device):
+        return None
+    return f"the checkpoint is stored in a dtype that is slow here: {slowness(stored)}"
 
 
 def real_lengths(

@@ -15,6 +15,7 @@ from ropepatch.errors import ConfigError, DataError
 from ropepatch.evals import Evaluation, Plan, compare, measure, plan_evaluation, write_report
 from ropepatch.manifest import PatchInfo
 from ropepatch.patch import patch_info, patched, unpatch_model
+from ropepatch.surgery import in_fast_dtype
 from ropepatch.training.models import (
     apply_patch,
     base_model,
@@ -182,7 +183,7 @@ def _name(patch: PatchRecipe | PatchInfo, factor: float) -> str:
 def _on_device(model: nn.Module) -> nn.Module:
     quantized_is_there = next(model.parameters()).device.type != "cpu"
     if not torch.accelerator.is_available() or quantized_is_there:
-        return model
+        return in_fast_dtype(model)
     return model.to(torch.accelerator.current_accelerator())
 
 

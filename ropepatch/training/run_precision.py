@@ -55,7 +55,7 @@ def precision_at_start(directory: Path) -> Precision | None:
         return None
     recorded = sessions[-1].get("precision")
     if recorded in DTYPES:
-        return cast(Precision, recorded)
+        return recorded
     return _precision_of_old_recipe(directory / "recipe.yaml")
 
 
