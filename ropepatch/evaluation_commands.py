@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from ropepatch import __version__
-from ropepatch.adapters.pretrained import pretrained_model, trained_length
+from ropepatch.adapters.pretrained import in_fast_dtype, pretrained_model, trained_length
 from ropepatch.checkpoint.opening import open_model, open_tokenizer
 from ropepatch.corpus import Document, RetrievalVocabulary, load_documents
 from ropepatch.description import require_length
@@ -45,7 +45,6 @@ from ropepatch.evaluation_arguments import (
 from ropepatch.evaluation_candidates import fingerprint, named_candidates
 from ropepatch.methods.registry import replaces
 from ropepatch.patch import mechanism_of, patch_info
-from ropepatch.surgery import in_fast_dtype
 from ropepatch.terminal import ShareProgress, silence_transformers
 
 _MULTIPLES = (1, 2, 4, 8)  #: of the trained length, measured where --lengths does not say

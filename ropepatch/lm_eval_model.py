@@ -8,11 +8,10 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from ropepatch.adapters.pretrained import pretrained_model
+from ropepatch.adapters.pretrained import in_fast_dtype, pretrained_model
 from ropepatch.checkpoint.opening import open_model, open_tokenizer
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.patch import patch_info, patch_model
-from ropepatch.surgery import in_fast_dtype
 from ropepatch.verification import verify
 
 NAME = "ropepatch"

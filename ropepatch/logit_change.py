@@ -8,11 +8,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ropepatch.adapters.active_positions import scaled_modules
-from ropepatch.adapters.pretrained import evaluation_mode, pretrained_model, text_config
+from ropepatch.adapters.pretrained import (
+    evaluation_mode,
+    fast_weights,
+    pretrained_model,
+    text_config,
+)
 from ropepatch.attention.lengths import request_lengths
 from ropepatch.attention.rotary import ScaledRotary
 from ropepatch.attention.score_bias import ScoreBias
-from ropepatch.surgery import PatchRecord, fast_weights
+from ropepatch.surgery import PatchRecord
 
 PROBE_TOKENS = 16
 BIAS_PROBE_TOKENS = 64  # more than the distances that T5's buckets keep

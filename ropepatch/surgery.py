@@ -15,8 +15,6 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from ropepatch.precision import is_slow
-
 RECORD = "_ropepatch_record"
 
 
@@ -200,32 +198,3 @@ def find_record(model: nn.Module) -> tuple[nn.Module, PatchRecord] | None:
         if isinstance(record, PatchRecord):
             return module, record
     return None
-
-
-def in_fast_dtype(model: nn.Module) -> nn.Module:
-    """Convert weights to float32, in place, where their 16-bit format is slow on their CPU.
-
-    The config keeps the dtype that the checkpoint is stored in.
-    """
-    return model.float() if any(map(_is_slow, model.parameters())) else model
-
-
-@contextmanager
-def fast_weights(model: nn.Module) -> Iterator[None]:
-    """Float32 copies of 16-bit weights in the body, where their CPU is slow in 16 bits.
-
-    Afterwards every weight is the tensor that it was. The copies take twice the memory of the weights.
-    """
-    slow = [tensor for tensor in (*model.parameters(), *model.buffers()) if _is_slow(tensor)]
-    before = [tensor.data for tensor in slow]
-    try:
-        for tensor in slow:
-            tensor.data = tensor.data.float()
-        yield
-    finally:
-        for tensor, data in zip(slow, before, strict=True):
-            tensor.data = data
-
-
-def _is_slow(tensor: Tensor) -> bool:
-    return is_slow(tensor.dtype, tensor.device)

@@ -10,10 +10,10 @@ from tiny_models import fresh_model, logits, token_ids
 from tiny_runs import pretraining, pretraining_tree
 
 from ropepatch import patch_model, precision, verify
+from ropepatch.adapters.pretrained import fast_weights, in_fast_dtype
 from ropepatch.errors import ConfigError, RopepatchWarning
 from ropepatch.evals.ledger import dtype_in_words
 from ropepatch.precision import choose_precision, relative_time
-from ropepatch.surgery import fast_weights, in_fast_dtype
 from ropepatch.training.plan import plan_text
 from ropepatch.training.recipe import parse_recipe, recipe_tree
 from ropepatch.training.runner import TrainingInterrupted, train
@@ -107,8 +107,8 @@ def test_autocast_runs_in_the_precision_that_was_chosen(tmp_path, machine):
             hook = model.lm_head.register_forward_hook(lambda m, i, out: dtypes.add(out.dtype))
             self.hook = hook
 
+    recipe = pretraining(tmp_path, precision="auto", gradient_accumulation=1)
     with pytest.raises(TrainingInterrupted):
-        recipe = pretraining(tmp_path, precision="auto", gradient_accumulation=1)
         train(recipe, callbacks=[Seen(1, KeyboardInterrupt())])
     assert dtypes == {torch.bfloat16}
 
@@ -133,10 +133,10 @@ def test_a_run_of_an_earlier_version_keeps_the_bf16_of_its_recipe(tmp_path, mach
 
 def test_another_precision_is_another_run(tmp_path, machine):
     machine(0.5)
+    recipe = pretraining(tmp_path, precision="auto")
     with pytest.raises(TrainingInterrupted):
-        recipe = pretraining(tmp_path, precision="auto")
         train(recipe, callbacks=[StopAt(3, KeyboardInterrupt())])
-    with pytest.raises(ConfigError, match="training.precision: bf16 → fp32"):
+    with pytest.raises(ConfigError, match=r"training\.precision: bf16 → fp32"):
         train(pretraining(tmp_path, precision="fp32"))
 
 
@@ -188,7 +188,12 @@ def test_verifying_computes_in_float32_and_leaves_every_tensor_as_it_was(machine
 def test_float32_copies_are_gone_after_an_error(machine):
     machine(30.0)
     model = fresh_model("llama").to(torch.bfloat16)
-    with pytest.raises(RuntimeError, match="stop"), fast_weights(model):
-        assert logits(model, IDS).dtype == torch.float32
-        raise RuntimeError("stop")
+
+    def stop():
+        with fast_weights(model):
+            assert logits(model, IDS).dtype == torch.float32
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stop()
     assert logits(model, IDS).dtype == torch.bfloat16

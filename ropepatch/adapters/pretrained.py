@@ -4,9 +4,10 @@ import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from ropepatch.errors import UnsupportedModelError
+from ropepatch.precision import is_slow
 
 _MAJOR = int(importlib.metadata.version("transformers").split(".")[0])
 if _MAJOR < 5:
@@ -119,3 +120,32 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def in_fast_dtype(model: nn.Module) -> nn.Module:
+    """Convert weights to float32, in place, where their 16-bit format is slow on their CPU.
+
+    The config keeps the dtype that the checkpoint is stored in.
+    """
+    return model.float() if any(map(_is_slow, model.parameters())) else model
+
+
+@contextmanager
+def fast_weights(model: nn.Module) -> Iterator[None]:
+    """Float32 copies of 16-bit weights in the body, where their CPU is slow in 16 bits.
+
+    Afterwards every weight is the tensor that it was. The copies take twice the memory of the weights.
+    """
+    slow = [tensor for tensor in (*model.parameters(), *model.buffers()) if _is_slow(tensor)]
+    before = [tensor.data for tensor in slow]
+    try:
+        for tensor in slow:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, data in zip(slow, before, strict=True):
+            tensor.data = data
+
+
+def _is_slow(tensor: Tensor) -> bool:
+    return is_slow(tensor.dtype, tensor.device)

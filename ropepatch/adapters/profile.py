@@ -10,13 +10,13 @@ from ropepatch.adapters.attention_sites import AttentionModule
 from ropepatch.adapters.bias_stacks import BiasStack
 from ropepatch.adapters.biased import BiasedForward, forward_attribute
 from ropepatch.adapters.interface import IMPLEMENTATION, NAME, Site, site_change
-from ropepatch.adapters.pretrained import evaluation_mode, text_configs
+from ropepatch.adapters.pretrained import evaluation_mode, fast_weights, text_configs
 from ropepatch.attention.profiles import ScoreProfile
 from ropepatch.attention.score_bias import PlacedBias
 from ropepatch.errors import DataError
 from ropepatch.methods.fitting import fit_bias
 from ropepatch.methods.replacement import HeadGeometry, ScoreBiasMethod
-from ropepatch.surgery import AttributeChange, Change, PatchRecord, fast_weights
+from ropepatch.surgery import AttributeChange, Change, PatchRecord
 
 _ROWS = 8  #: of text that are read at a time
 

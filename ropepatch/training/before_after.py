@@ -8,14 +8,13 @@ import yaml
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ropepatch.adapters.pretrained import pretrained_model, trained_length
+from ropepatch.adapters.pretrained import in_fast_dtype, pretrained_model, trained_length
 from ropepatch.checkpoint import load_pretrained
 from ropepatch.checkpoint.opening import open_model, open_tokenizer
 from ropepatch.errors import ConfigError, DataError
 from ropepatch.evals import Evaluation, Plan, compare, measure, plan_evaluation, write_report
 from ropepatch.manifest import PatchInfo
 from ropepatch.patch import patch_info, patched, unpatch_model
-from ropepatch.surgery import in_fast_dtype
 from ropepatch.training.models import (
     apply_patch,
     base_model,
