@@ -16,6 +16,7 @@ from ropepatch import __version__
 from ropepatch.arguments import parse_arguments, parse_options
 from ropepatch.errors import ProcessError, RopepatchError, RopepatchWarning
 from ropepatch.evaluation_arguments import add_compare, add_eval, add_lm_eval
+from ropepatch.extras import require_extra
 from ropepatch.inspection_arguments import add_inspect
 
 if TYPE_CHECKING:
@@ -225,6 +226,7 @@ def patch(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Run a recipe, or show what it would train on."""
+    require_extra("train", "ropepatch train")
     from ropepatch.training.processes import together
     from ropepatch.training.recipe import load_recipe
 
@@ -265,6 +267,7 @@ def lm_eval(options: argparse.Namespace) -> None:
 
 def demo(options: argparse.Namespace) -> None:
     """Extend the bundled checkpoint and write what that does to it."""
+    require_extra("train", "ropepatch demo")
     from ropepatch.demo import main as run_demo
 
     run_demo(options.output)

@@ -15,6 +15,7 @@ PACKAGE = Path(importlib.util.find_spec("ropepatch").origin).parent
 LAYERS = (
     "errors",
     "precision",
+    "extras",
     "spelling",
     "whole_files",
     "positions",
@@ -54,6 +55,7 @@ LAYERS = (
 WITHOUT_TRANSFORMERS = {
     "errors",
     "precision",
+    "extras",
     "spelling",
     "positions",
     "interpolation",
