@@ -18,6 +18,8 @@ from ropepatch.errors import ProcessError, RopepatchError, RopepatchWarning
 from ropepatch.evaluation_arguments import add_compare, add_eval, add_lm_eval
 from ropepatch.extras import require_extra
 from ropepatch.inspection_arguments import add_inspect
+from ropepatch.recipes_command import add_recipes
+from ropepatch.recipes_command import run as recipes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,6 +84,7 @@ def _build_parser() -> argparse.ArgumentParser:
     purpose = "judge checkpoints, adapters or methods against their base: improved or regressed"
     add_compare(add("compare", evaluate, purpose))
     add_lm_eval(add("lm-eval", lm_eval, "run lm-evaluation-harness on a patched model"))
+    add_recipes(add("recipes", recipes, "list the recipes that come with ropepatch, or copy one"))
     demo_parser = add("demo", demo, "extend the bundled checkpoint and report what that does")
     _add_output(demo_parser, "out/demo")
     return parser
@@ -227,6 +230,12 @@ def patch(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> None:
     """Run a recipe, or show what it would train on."""
     require_extra("train", "ropepatch train")
+    if (
+        "RANK" not in os.environ
+    ):  # a mistyped file is told at once; several processes tell it together
+        from ropepatch.training.files import read_recipe_file
+
+        read_recipe_file(options.recipe)
     from ropepatch.training.processes import together
     from ropepatch.training.recipe import load_recipe
 

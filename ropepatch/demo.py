@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from ropepatch.bundled_recipes import recipes_directory
 from ropepatch.checkpoint import load_pretrained, save_pretrained
 from ropepatch.corpus import load_documents
-from ropepatch.errors import CheckpointError
 from ropepatch.evals import (
     Check,
     Evaluation,
@@ -25,8 +25,7 @@ from ropepatch.training.recipe import Recipe, load_recipe
 from ropepatch.training.runner import train
 from ropepatch.verification import verify
 
-_ROOT = Path(__file__).resolve().parent.parent
-_RECIPE = "recipes/tiny-llama-yarn-4x.yaml"
+_RECIPE = "tiny-llama-yarn-4x.yaml"
 _MULTIPLES = (1, 2, 4, 8)  #: of the trained length
 _WINDOWS = 50
 _PROMPTS = 64
@@ -79,7 +78,7 @@ def main(directory: Path) -> None:
         comparisons,
         directory,
         title="tiny-llama, extended from 256 to 1024 tokens",
-        notes=[f"Made by make demo in {duration(seconds)}, from {_RECIPE}."],
+        notes=[f"Made by ropepatch demo in {duration(seconds)}, from recipes/{_RECIPE}."],
         checks=[check],
     )
     print_table(stages, comparisons, checks=[check])
@@ -87,19 +86,14 @@ def main(directory: Path) -> None:
 
 
 def _demo_recipe(directory: Path) -> Recipe:
-    """The shipped recipe, with its result below `directory`, which is emptied of an earlier demo."""
-    if not (_ROOT / _RECIPE).is_file():
-        raise CheckpointError(
-            f"the demo needs the recipes and the checkpoint of the repository, and {_ROOT} has "
-            "none; clone it and run `make demo` there"
-        )
+    """The bundled recipe, with its result below `directory`, which is emptied of an earlier demo."""
     run = directory / "fine-tune"
     if run.is_dir():
         shutil.rmtree(run)
-    recipe = load_recipe(_ROOT / _RECIPE)
-    path = _ROOT / str(recipe.model.path)
+    file = recipes_directory() / _RECIPE
+    path = recipes_directory().parent / str(load_recipe(file).model.path)
     overrides = (f"output_dir={run}", f"model.path={path}", "evaluation=null")
-    return load_recipe(_ROOT / _RECIPE, overrides)
+    return load_recipe(file, overrides)
 
 
 @torch.no_grad()
