@@ -246,6 +246,7 @@ def test_the_checkpoint_module_loads_without_the_extras():
     [
         ("ropepatch", {"torch", "transformers", *EXTRAS}),
         ("ropepatch.cli", {"torch", "transformers", *EXTRAS}),
+        ("ropepatch.training.files", {"torch", "transformers", *EXTRAS}),
         ("ropepatch.methods", {"transformers", *EXTRAS}),
     ],
 )
