@@ -7,7 +7,9 @@ import pytest
 from core_install import PROJECT, ROOT, link_core_packages, run_in_core
 from test_layers import OUTWARD
 
+from ropepatch import extras
 from ropepatch.cli import USER_ERROR
+from ropepatch.errors import MissingExtraError
 from ropepatch.extras import PACKAGES
 
 CHECKPOINT = str(ROOT / "recipes" / "checkpoints" / "tiny-llama")
@@ -125,3 +127,10 @@ def test_every_package_that_is_imported_is_declared():
     }
     imported = {statement.package for statement in OUTWARD} - sys.stdlib_module_names
     assert {CALLED_OTHERWISE.get(name, name) for name in imported} <= declared
+
+
+def test_training_with_transformers_that_is_too_old_says_so(monkeypatch):
+    monkeypatch.setattr(extras, "version", lambda package: "5.22.2")
+    extras.require_extra("eval", "--plot")
+    with pytest.raises(MissingExtraError, match=r"needs transformers 5\.23 or newer, and found 5"):
+        extras.require_extra("train", "ropepatch train")
