@@ -1,6 +1,5 @@
 """A copy of the repository in which faults are made and tests are run."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,11 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fault_list import HERE, Fault, FaultError
+from fault_list import HERE, Fault
 from watch import RECORD, ROOT
 
 REPOSITORY = HERE.parents[1]
-BASELINES = REPOSITORY / "out" / "mutations" / "baselines.json"  #: what passes without a fault
 _FLAGS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "watch", "--hypothesis-seed=0")
 #: Failures of these kinds say that the faulty code is no code, and not that a test noticed it.
 _BROKEN = ("ImportError", "NameError", "SyntaxError")
@@ -37,7 +35,7 @@ class Checkout:
     def __init__(self, root: Path, limit: float) -> None:
         self.root = root
         self.limit = limit  #: seconds that one run of pytest may take
-        self.digest = _copy_tracked_files(root)
+        _copy_tracked_files(root)
 
     @contextmanager
     def with_fault(self, fault: Fault) -> Iterator[None]:
@@ -49,21 +47,6 @@ class Checkout:
             yield
         finally:
             path.write_bytes(sound)
-
-    def require_sound(self, arguments: list[str]) -> None:
-        """Raise FaultError unless these tests pass without any fault; asked once for each code."""
-        key = hashlib.sha256(json.dumps([self.digest, arguments]).encode()).hexdigest()[:16]
-        passed = json.loads(BASELINES.read_text()) if BASELINES.exists() else []
-        if key in passed:
-            return
-        outcome = self.run(arguments)
-        if outcome.word != "passed":
-            raise FaultError(
-                f"without a fault, pytest {' '.join(arguments)} is {outcome.word}: "
-                f"{outcome.test}\n{outcome.detail}"
-            )
-        BASELINES.parent.mkdir(parents=True, exist_ok=True)
-        BASELINES.write_text(json.dumps([*passed, key]))
 
     def run(self, arguments: list[str]) -> Outcome:
         """Run pytest in the copy until the first failure."""
@@ -111,16 +94,12 @@ class Checkout:
         return process.returncode, output
 
 
-def _copy_tracked_files(root: Path) -> str:
-    """Copy what git tracks, as it is in the working tree; the digest of the package and its tests."""
+def _copy_tracked_files(root: Path) -> None:
+    """Copy what git tracks, as it is in the working tree."""
     command = ["git", "-C", str(REPOSITORY), "ls-files", "-z"]
     names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
-    digest = hashlib.sha256()
-    for name in sorted(filter(None, names)):
+    for name in filter(None, names):
         source, target = REPOSITORY / name, root / name
-        if not source.exists() or name.startswith("tests/mutations/"):
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, target)
-        digest.update(name.encode() + source.read_bytes())
-    return digest.hexdigest()
+        if source.exists() and not name.startswith("tests/mutations/"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
