@@ -33,6 +33,9 @@ _IS_FIRST = os.environ.get("RANK", "0") == "0"  #: of what torchrun started; it 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
+    # Threads that wait by spinning take the core away from the one that they wait for, as soon as
+    # another program needs a core. The OpenMP runtime reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = parse_arguments(_build_parser(), arguments)
     command: Command = options.command
     try:
