@@ -89,9 +89,10 @@ def load_reference() -> dict[str, Any]:
 
 
 def record_reference(commit: str, name: str, test: str | None) -> None:
-    """Write which test found a fault at that commit; other faults keep theirs."""
-    reference = load_reference()
-    found_by = {**reference["found_by"], name: test}
+    """Write which test found a fault at that commit; other faults in the list keep theirs."""
+    known = {fault.name for fault in load_faults([])}
+    found_by = {**load_reference()["found_by"], name: test}
+    found_by = {name: test for name, test in found_by.items() if name in known}
     content = {"commit": commit, "found_by": dict(sorted(found_by.items()))}
     head = "# What the suite of this commit finds; null: not found. Written by run.py --record.\n"
     REFERENCE.write_text(head + yaml.safe_dump(content, sort_keys=False, width=1000), "utf-8")

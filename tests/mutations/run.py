@@ -12,6 +12,7 @@ code does not run. At the end, the tests that found something have to pass witho
 
 import argparse
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -28,6 +29,8 @@ _WHOLE_SUITE = ["tests"]
 def main() -> int:
     """Run the list; the exit code."""
     options = _parse()
+    # A shell ignores Ctrl-C for what runs in the background, and so would processes of the tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         faults = load_faults(options.names)
         with tempfile.TemporaryDirectory(prefix="ropepatch-mutations-") as directory:
