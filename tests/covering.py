@@ -61,7 +61,7 @@ def pairs(parameters: Mapping[str, Sequence[object]], shift: int = 0) -> list[Ro
 
 
 def values(parameters: Mapping[str, Sequence[object]], shift: int = 0) -> list[Row]:
-    """As many rows as the longest parameter has values; all others occur, in as many pairs as there is room."""
+    """One row for each value of the longest parameter; other values fill it, in as many pairs as fit."""
     design = _Rows(parameters, shift)
     longest = max(parameters, key=lambda name: len(parameters[name]))
     for index in range(len(parameters[longest])):
