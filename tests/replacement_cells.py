@@ -7,6 +7,7 @@ import tiny_bias_models
 import tiny_models
 import tiny_table_models
 import torch
+from covering import values
 from tiny_bias_models import fresh_bias_model
 from tiny_models import fresh_model, token_ids
 from tiny_table_models import ENCODER_KINDS, fresh_table_model
@@ -55,6 +56,22 @@ RELATIVE_CELLS = [
 ABSOLUTE_CELLS = [Cell(kind, *each) for kind in tiny_table_models.KINDS for each in ON_ABSOLUTE]
 ABSOLUTE_CELLS += [Cell(kind, "alibi", {"directions": "split"}) for kind in ENCODER_KINDS]
 CELLS = [*ROTARY_CELLS, *ALIBI_CELLS, *RELATIVE_CELLS, *ABSOLUTE_CELLS]
+
+
+def _few(cells: list[Cell], shift: int) -> list[Cell]:
+    """Cells in which every kind and every method of the table occurs."""
+    table = {(cell.kind, str(cell).removeprefix(cell.kind)): cell for cell in cells}
+    kinds, methods = (list(dict.fromkeys(names)) for names in zip(*table, strict=True))
+    rows = [row for row in values({"kind": kinds, "method": methods}, shift) if row in table]
+    met = {name for row in rows for name in row}
+    rows += [row for row in table if not met.issuperset(row)]
+    return [table[row] for row in rows]
+
+
+def few_cells(shift: int = 0) -> list[Cell]:
+    """Cells that stand for the whole table: each kind and each method of every mechanism once."""
+    tables = (ROTARY_CELLS, ALIBI_CELLS, RELATIVE_CELLS, ABSOLUTE_CELLS)
+    return [cell for cells in tables for cell in _few(cells, shift)]
 
 
 def fresh(kind: str) -> PreTrainedModel:

@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -69,12 +67,15 @@ def refused(capsys, *arguments):
 
 
 def test_help_answers_at_once():
-    # 0.05 s where this was written; a heavy import alone takes two.
-    started = time.perf_counter()
-    out, _ = ropepatch("--help").communicate(timeout=10)
-    assert time.perf_counter() - started < 0.5
+    """Without the imports that take seconds."""
+    tell = "import atexit, sys; atexit.register(lambda: print(*sys.modules)); "
+    run = "from ropepatch.cli import main; main(['--help'])"
+    out = subprocess.check_output([sys.executable, "-c", tell + run], text=True)
     for command in ("methods", "inspect", "patch", "train", "eval", "demo"):
         assert command in out
+    imported = set(out.splitlines()[-1].split())
+    assert "ropepatch.cli" in imported
+    assert imported.isdisjoint({"torch", "transformers", "numpy", "rich", "pydantic", "matplotlib"})
 
 
 def test_methods_lists_every_method(capsys):
@@ -257,40 +258,37 @@ def test_a_users_mistake_is_one_line(
     assert len(said.splitlines()) == 1
 
 
-def wait_for(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
-def test_output_that_nobody_reads_on_ends_quietly(recipe):
-    process = ropepatch("train", recipe, "--dry-run")
+def test_output_that_nobody_reads_on_ends_quietly():
+    process = ropepatch("methods")
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == 0
+    assert process.wait() == 0
 
 
-def test_ctrl_c_and_a_kill_lose_nothing(recipe, tmp_path, capsys):
-    steps = ["training.max_steps=150", "training.save_steps=5"]
-    run = tmp_path / "run"
+PRESSED = """
+import signal, sys
+import transformers
+from ropepatch.cli import main
 
-    process = ropepatch("train", recipe, *steps)
-    wait_for(lambda: list(run.glob("checkpoint-*")))
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == INTERRUPTED
-    assert "run the same recipe again to go on" in said
-    assert "Traceback" not in said
+step = transformers.Trainer.training_step
+def press(self, *arguments, **options):
+    if self.state.global_step == 3:
+        signal.raise_signal(signal.SIGINT)
+    return step(self, *arguments, **options)
+transformers.Trainer.training_step = press
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
 
-    reached = max(int(path.name.partition("-")[2]) for path in run.glob("checkpoint-*"))
-    process = ropepatch("train", recipe, *steps)
-    wait_for(lambda: list(run.glob(f"checkpoint-{reached + 5}")))
-    process.kill()
-    process.communicate(timeout=60)
 
-    assert main(["train", str(recipe), *steps]) == 0
-    assert main(["train", str(recipe), *steps, f"output_dir={tmp_path / 'undisturbed'}"]) == 0
-    resumed = load_file(run / "final" / "model.safetensors")
+def test_ctrl_c_loses_nothing(recipe, tmp_path, capsys):
+    command = [sys.executable, "-c", PRESSED, str(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == INTERRUPTED
+    assert "run the same recipe again to go on" in done.stderr
+    assert "Traceback" not in done.stderr
+
+    assert main(["train", str(recipe)]) == 0
+    assert main(["train", str(recipe), f"output_dir={tmp_path / 'undisturbed'}"]) == 0
+    resumed = load_file(tmp_path / "run" / "final" / "model.safetensors")
     undisturbed = load_file(tmp_path / "undisturbed" / "final" / "model.safetensors")
     assert all((resumed[name] == undisturbed[name]).all() for name in undisturbed)

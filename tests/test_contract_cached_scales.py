@@ -8,11 +8,11 @@ import pickle
 
 import pytest
 import torch
+from covering import each_pair, each_value
 from decoding import make_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loops import (
-    EVERY_KIND,
     EVERY_METHOD,
     METHODS,
     ROUNDING,
@@ -30,25 +30,19 @@ from transformers import StaticCache
 from ropepatch import patch_model, planned_length
 
 
-@EVERY_KIND
-@EVERY_METHOD
-@pytest.mark.parametrize(("start", "end", "bucket"), [(20, 32, 32), (40, 64, 64), (70, 90, 128)])
-def test_decoding_inside_a_bucket_is_the_full_forward_at_its_scale(
-    kind, method, start, end, bucket
-):
+@each_pair(kind=KINDS, method=METHODS, span=[(20, 32, 32), (40, 64, 64), (70, 90, 128)])
+def test_decoding_inside_a_bucket_is_the_full_forward_at_its_scale(kind, method, span):
+    start, end, bucket = span
     ids = token_ids(1, end)
     borders = [0, start, start + 5, *range(start + 6, end + 1)]
     decoded, _ = step_by_step(dynamic(kind, method), ids, borders)
     torch.testing.assert_close(decoded, logits(static(kind, method, bucket), ids), **ROUNDING)
 
 
-@EVERY_KIND
-@EVERY_METHOD
-@pytest.mark.parametrize(("start", "old", "new"), [(30, 32, 64), (62, 64, 128), (30, 32, 128)])
-def test_keys_of_a_row_that_outgrows_its_bucket_are_those_of_the_next(
-    kind, method, start, old, new
-):
+@each_pair(kind=KINDS, method=METHODS, change=[(30, 32, 64), (62, 64, 128), (30, 32, 128)], shift=1)
+def test_keys_of_a_row_that_outgrows_its_bucket_are_those_of_the_next(kind, method, change):
     """In the first layer, where they depend on nothing but token and position."""
+    start, old, new = change
     end = old + 1 if new == 2 * old else new
     ids = token_ids(2, end)
     _, cache = step_by_step(dynamic(kind, method), ids, [0, start, old - 1, old, end])
@@ -65,8 +59,7 @@ def without_attention(model):
     return model
 
 
-@EVERY_KIND
-@EVERY_METHOD
+@each_value(kind=KINDS, method=METHODS)
 def test_keys_of_every_layer_are_turned(kind, method):
     ids = token_ids(2, 70)
     model = without_attention(dynamic(kind, method))
@@ -86,10 +79,10 @@ PADDED = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "padding"), PADDED)
-@EVERY_METHOD
-def test_padded_rows_decode_as_they_do_alone(kind, method, padding):
+@each_value(padded=PADDED, method=METHODS)
+def test_padded_rows_decode_as_they_do_alone(padded, method):
     """Rows of 40 and 20 tokens: one is scaled for 64, the other is not, until it outgrows 32."""
+    kind, padding = padded
     batch = make_batch(padding, 40, pads=20)
     more = token_ids(2, 24, seed=5)
     ids = torch.cat((batch.ids, more), 1)
@@ -121,9 +114,11 @@ def moved_by(cache, how):
     return cache, [0, 1]
 
 
-@EVERY_METHOD
-@pytest.mark.parametrize("how", ["stay", "reorder", "select", "repeat", "copy", "pickle"])
-@pytest.mark.parametrize("further", [10, 30])
+@each_pair(
+    method=METHODS,
+    how=["stay", "reorder", "select", "repeat", "copy", "pickle"],
+    further=[10, 30],
+)
 def test_scales_follow_the_rows_of_a_cache(method, how, further):
     """`further` 30 takes both rows into their next buckets: positions must have followed, too."""
     batch = make_batch("left", 40, pads=20)
@@ -164,8 +159,7 @@ def test_a_cropped_cache_keeps_its_scale_and_positions(method):
     torch.testing.assert_close(cache.layers[0].keys, wanted.layers[0].keys, **ROUNDING)
 
 
-@EVERY_KIND
-@EVERY_METHOD
+@each_value(kind=KINDS, method=METHODS, shift=1)
 def test_a_static_cache_says_how_long_its_rows_get(kind, method):
     model = dynamic(kind, method)
     config = model.config.get_text_config(decoder=True)
@@ -217,8 +211,7 @@ def test_loops_of_two_threads_on_one_model_do_not_see_each_other(method):
     assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
 
 
-@EVERY_KIND
-@EVERY_METHOD
+@each_value(kind=KINDS, method=METHODS, shift=2)
 def test_a_loop_that_plans_its_length_never_changes_its_scale(kind, method):
     ids = token_ids(2, 90)
     model = dynamic(kind, method)

@@ -2,22 +2,22 @@
 
 import pytest
 import torch
+from covering import each_pair, each_value
 from decoding import PADDINGS, make_batch
-from loops import EVERY_KIND, EVERY_METHOD, STATIC, dynamic, in_two_threads, options
+from loops import EVERY_KIND, EVERY_METHOD, METHODS, STATIC, dynamic, in_two_threads, options
 from stock_models import by_divisors, scaled_config
-from tiny_models import TRAINED_LENGTH, fresh_model, logits, tiny_model, token_ids
+from tiny_models import KINDS, TRAINED_LENGTH, fresh_model, logits, tiny_model, token_ids
 
 from ropepatch import patch_model, patched
 
 ROUNDING = {"atol": 1e-5, "rtol": 0}
 # In a mixture of experts the rows share matrix products, so that a neighbour can change the last bit.
 MIXTURES = ("mixtral", "qwen3_moe")
+PADDED = {"padding": ["left", "right"], "positions": [True, False]}
 LONG, SHORT = 48, 30  # tokens; the tiny models are trained to 32
 
 
-@EVERY_KIND
-@EVERY_METHOD
-@pytest.mark.parametrize("length", [1, SHORT, TRAINED_LENGTH])
+@each_pair(kind=KINDS, method=METHODS, length=[1, SHORT, TRAINED_LENGTH])
 def test_a_row_of_at_most_the_trained_length_is_bit_identical_to_unpatched(kind, method, length):
     ids = token_ids(1, length)
     assert torch.equal(logits(dynamic(kind, method), ids), logits(fresh_model(kind), ids))
@@ -31,10 +31,7 @@ def test_a_row_beyond_the_trained_length_is_scaled(kind, method):
     assert change.abs().max() > 1e-3
 
 
-@EVERY_KIND
-@EVERY_METHOD
-@pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("positions", [True, False])
+@each_pair(kind=KINDS, method=METHODS, **PADDED)
 def test_a_short_row_beside_a_long_one_is_bit_identical_to_unpatched(
     kind, method, padding, positions
 ):
@@ -51,10 +48,7 @@ def test_a_short_row_beside_a_long_one_is_bit_identical_to_unpatched(
         assert torch.equal(ours[real], unpatched[real])
 
 
-@EVERY_KIND
-@EVERY_METHOD
-@pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("positions", [True, False])
+@each_pair(kind=KINDS, method=METHODS, **PADDED, shift=1)
 def test_a_padded_long_row_beside_a_longer_one_equals_itself_alone(
     kind, method, padding, positions
 ):
@@ -68,8 +62,7 @@ def test_a_padded_long_row_beside_a_longer_one_equals_itself_alone(
     torch.testing.assert_close(logits(model, batch.ids, **arguments)[1, real], alone, **ROUNDING)
 
 
-@EVERY_KIND
-@EVERY_METHOD
+@each_value(kind=KINDS, method=METHODS)
 def test_a_short_row_after_a_long_one_is_as_on_a_fresh_model(kind, method):
     model = dynamic(kind, method)
     logits(model, token_ids(2, 100))
@@ -78,8 +71,7 @@ def test_a_short_row_after_a_long_one_is_as_on_a_fresh_model(kind, method):
     assert torch.equal(logits(model, short), logits(fresh_model(kind), short))
 
 
-@EVERY_KIND
-@pytest.mark.parametrize("method", STATIC)
+@each_pair(kind=KINDS, method=list(STATIC))
 def test_a_row_equals_the_static_method_at_the_factor_of_its_length(kind, method):
     ids = token_ids(2, LONG)
     static = patch_model(fresh_model(kind), STATIC[method], factor=LONG / TRAINED_LENGTH)
@@ -91,9 +83,7 @@ def test_a_row_equals_the_static_method_at_the_factor_of_its_length(kind, method
     )
 
 
-@EVERY_KIND
-@pytest.mark.parametrize("length", [SHORT, LONG])
-@pytest.mark.parametrize("attention_factor", [1.0, 1.2])
+@each_pair(kind=KINDS, length=[SHORT, LONG], attention_factor=[1.0, 1.2])
 def test_longrope_equals_transformers_own(kind, length, attention_factor):
     lists = options(kind, "longrope") | {"attention_factor": attention_factor}
     config = scaled_config(kind, "linear")
@@ -138,15 +128,12 @@ def assert_cached_equals_uncached(kind, method, decoding):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-@EVERY_KIND
-@pytest.mark.parametrize("decoding", DECODING)
+@each_value(kind=[*KINDS, *KINDS], decoding=list(DECODING))
 def test_generate_is_the_same_with_and_without_cache_on_every_architecture(kind, decoding):
     assert_cached_equals_uncached(kind, "dynamic_ntk", decoding)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "cohere"])
-@EVERY_METHOD
-@pytest.mark.parametrize("decoding", DECODING)
+@each_pair(kind=["llama", "gemma3_text", "cohere"], method=METHODS, decoding=list(DECODING))
 def test_generate_is_the_same_with_and_without_cache_by_every_method(kind, method, decoding):
     assert_cached_equals_uncached(kind, method, decoding)
 

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from covering import each_pair, each_value
 from tiny_models import KINDS, fresh_model, logits, token_ids
 
 from ropepatch import patch_info, patch_model, patched, unpatch_model, verify
@@ -12,6 +13,8 @@ from ropepatch.errors import AlreadyPatchedError, MethodOptionError, NotPatchedE
 from ropepatch.surgery import AttributeChange
 
 IDS = token_ids(2, 40)
+METHODS = ["yarn", "dynamic_yarn"]
+COPIED = ["deepcopy", "pickle"]
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -48,8 +51,7 @@ def test_patch_model_returns_the_same_object(kind):
     assert patch_model(model, "yarn", 4) is model
 
 
-@EVERY_KIND
-@pytest.mark.parametrize("method", ["yarn", "dynamic_yarn"])
+@each_pair(kind=KINDS, method=METHODS)
 def test_unpatching_restores_everything(kind, method):
     model = fresh_model(kind)
     before = snapshot(model)
@@ -58,8 +60,7 @@ def test_unpatching_restores_everything(kind, method):
     assert patch_info(model) is None
 
 
-@EVERY_KIND
-@pytest.mark.parametrize("method", ["yarn", "dynamic_yarn"])
+@each_value(kind=KINDS, method=METHODS)
 def test_unpatching_after_generate_restores_everything(kind, method):
     model = fresh_model(kind)
     before = snapshot(model)
@@ -82,9 +83,7 @@ def copied(model, how):
     return copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
 
 
-@EVERY_KIND
-@pytest.mark.parametrize("method", ["yarn", "dynamic_yarn"])
-@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@each_pair(kind=KINDS, method=METHODS, how=COPIED)
 def test_copies_are_patched_alike(kind, method, how):
     model = patch_model(fresh_model(kind), method, 4)
     copy_ = copied(model, how)
@@ -92,9 +91,7 @@ def test_copies_are_patched_alike(kind, method, how):
     assert verify(copy_) == verify(model)
 
 
-@EVERY_KIND
-@pytest.mark.parametrize("method", ["yarn", "dynamic_yarn"])
-@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@each_value(kind=[*KINDS, *KINDS], method=METHODS, how=COPIED)
 def test_undoing_a_copy_restores_it_and_leaves_the_original_patched(kind, method, how):
     model = fresh_model(kind)
     unpatched = logits(model, IDS)
@@ -105,8 +102,7 @@ def test_undoing_a_copy_restores_it_and_leaves_the_original_patched(kind, method
     verify(model)
 
 
-@EVERY_KIND
-@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@each_value(kind=KINDS, how=COPIED)
 def test_undoing_the_original_leaves_a_copy_patched(kind, how):
     model = fresh_model(kind)
     unpatched = logits(model, IDS)
@@ -167,8 +163,7 @@ def fail_at(monkeypatch, number):
     monkeypatch.setattr(AttributeChange, "apply", failing)
 
 
-@EVERY_KIND
-@pytest.mark.parametrize("number", range(4))
+@each_value(kind=[*KINDS, *KINDS], number=range(4))
 def test_a_failure_in_the_middle_restores_everything(kind, number, monkeypatch):
     model = fresh_model(kind)
     before = snapshot(model)
@@ -180,8 +175,7 @@ def test_a_failure_in_the_middle_restores_everything(kind, number, monkeypatch):
     verify(patch_model(model, "yarn", 4))
 
 
-@EVERY_KIND
-@pytest.mark.parametrize("number", range(4))
+@each_value(kind=[*KINDS, *KINDS], number=range(4), shift=1)
 def test_a_failure_while_replacing_keeps_the_old_patch(kind, number, monkeypatch):
     model = patch_model(fresh_model(kind), "yarn", 4)
     before = snapshot(model)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from dense_replacements import dense_logits
-from replacement_cells import CELLS, IDS, answers, called, fresh, placed, replaced
+from replacement_cells import CELLS, IDS, answers, called, few_cells, fresh, placed, replaced
 from tiny_bias_models import assert_near
 from transformers import (
     AutoModelForCausalLM,
@@ -22,13 +22,10 @@ from ropepatch import (
 )
 from ropepatch.errors import PatchVerificationError
 
-EVERY_CELL = pytest.mark.parametrize("cell", CELLS, ids=str)
-FAMILIES = ("llama", "gpt_neox", "gemma2", "bloom", "mpt", "t5", "gpt2", "gpt_neo", "opt", "bert")
-OF_EACH_FAMILY = [cell for cell in CELLS if cell.kind in FAMILIES]
 SHORT = IDS[:, :30]  # within the tables of the unpatched models
 
 
-@EVERY_CELL
+@pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_logits_are_those_of_the_definition(cell, monkeypatch):
     model = replaced(cell)
     with torch.no_grad():
@@ -36,7 +33,7 @@ def test_logits_are_those_of_the_definition(cell, monkeypatch):
     assert_near(answers(model), expected)
 
 
-@pytest.mark.parametrize("cell", OF_EACH_FAMILY, ids=str)
+@pytest.mark.parametrize("cell", few_cells(), ids=str)
 def test_under_autocast_it_answers_and_trains_as_in_float32(cell):
     model = replaced(cell)
     exact = answers(model)
@@ -69,7 +66,7 @@ def config_of(module: torch.nn.Module) -> object:
     return getattr(module, "config", None)
 
 
-@EVERY_CELL
+@pytest.mark.parametrize("cell", few_cells(1), ids=str)
 def test_unpatching_restores_everything_bit_exactly(cell):
     model = fresh(cell.kind)
     logits, before = answers(model, SHORT), snapshot(model)
@@ -86,7 +83,7 @@ def auto(model: PreTrainedModel) -> type:
     return AutoModelForCausalLM if model.can_generate() else AutoModelForMaskedLM
 
 
-@EVERY_CELL
+@pytest.mark.parametrize("cell", few_cells(2), ids=str)
 def test_a_checkpoint_comes_back_with_its_patch_and_never_without(cell, tmp_path):
     model = replaced(cell)
     directory = save_pretrained(model, tmp_path / "model")
@@ -98,7 +95,7 @@ def test_a_checkpoint_comes_back_with_its_patch_and_never_without(cell, tmp_path
     assert list(loaded.state_dict()) == list(model.state_dict())
 
 
-@EVERY_CELL
+@pytest.mark.parametrize("cell", few_cells(3), ids=str)
 def test_verify_passes_as_patched_and_trained(cell):
     model = patch_model(fresh(cell.kind), cell.method, 2, **cell.options)
     assert verify(model).method == cell.method

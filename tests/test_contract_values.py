@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from covering import each_pair, each_value
 from decoding import CACHES, PADDINGS, answer, make_batch
 from stock_models import NATIVE, OPTIONS, has_native, scale, stock_model
 from tiny_models import (
@@ -20,7 +21,7 @@ from ropepatch import patch_model, patched
 # Ours computes angles in float64, stock in float32: with weights this large logits differ by some 1e-6.
 ROUNDING = {"atol": 1e-5, "rtol": 0}
 KINDS_AND_ATTENTION = [
-    pytest.param(kind, attention, id=f"{kind}-{attention}")
+    (kind, attention)
     for kind in KINDS
     for attention in ("sdpa", "eager")
     if (kind, attention) not in {(eager_only, "sdpa") for eager_only in EAGER_ONLY}
@@ -33,20 +34,18 @@ KINDS_AND_METHODS = [
 ]
 
 
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize(("kind", "attention"), KINDS_AND_ATTENTION)
-def test_factor_one_leaves_logits_bit_identical(kind, attention, padding, cache):
+@each_value(model=KINDS_AND_ATTENTION, padding=PADDINGS, cache=CACHES)
+def test_factor_one_leaves_logits_bit_identical(model, padding, cache):
+    kind, attention = model
     model, batch = fresh_model(kind, attention=attention), make_batch(padding)
     before = answer(model, batch, cache)
     with patched(model, "yarn", factor=1):
         assert torch.equal(answer(model, batch, cache), before)
 
 
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize(("kind", "attention"), KINDS_AND_ATTENTION)
-def test_factor_four_equals_transformers_own_yarn(kind, attention, padding, cache):
+@each_pair(model=KINDS_AND_ATTENTION, padding=PADDINGS, cache=CACHES)
+def test_factor_four_equals_transformers_own_yarn(model, padding, cache):
+    kind, attention = model
     stock = stock_model(kind, "yarn", attention=attention)
     ours = patch_model(fresh_model(kind, attention=attention), "yarn", factor=4)
     batch = make_batch(padding)
@@ -98,9 +97,7 @@ def test_positions_matter_enough_to_the_logits_for_these_tests_to_mean_something
         assert (logits(model, ids) - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("kind", KINDS)
+@each_pair(kind=KINDS, cache=["dynamic", "static"], padding=PADDINGS)
 def test_cached_decoding_equals_one_full_forward(kind, padding, cache):
     model = patch_model(fresh_model(kind), "yarn", factor=4)
     batch = make_batch(padding)

@@ -23,8 +23,8 @@ def plan():
         lengths=(128, 256, 512),
         trained_length=TRAINED,
         targets=32,
-        windows=20,
-        prompts=32,
+        windows=12,
+        prompts=16,
     )
 
 

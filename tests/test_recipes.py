@@ -84,6 +84,7 @@ def test_a_tiny_recipe_runs(tmp_path, monkeypatch, path):
         "training.decay_steps=0",
         "training.schedule=constant",
         "training.per_device_batch_size=1",
+        "training.gradient_accumulation=1",
         "training.torch_compile=false",
         "training.logging_steps=1",
         "evaluation=null",

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny_runs import pretraining_tree, with_evaluation
 
+from ropepatch.cli import main
 from ropepatch.training.recipe import load_recipe
 from ropepatch.training.runner import train
 
@@ -19,6 +21,7 @@ import os, signal, sys
 from pathlib import Path
 import torch, transformers
 import ropepatch.training.before_after as before_after
+import ropepatch.training.command, ropepatch.training.runner
 from ropepatch.cli import main
 
 def killed_at(owner, name, when, leave=lambda *arguments: None):
@@ -30,20 +33,31 @@ def killed_at(owner, name, when, leave=lambda *arguments: None):
         return original(*arguments, **options)
     setattr(owner, name, bomb)
 
-moment, recipe = sys.argv[1:]
-match moment:
-    case "in a step":
-        killed_at(transformers.Trainer, "training_step", lambda self, *_: self.state.global_step == 3)
-    case "in a checkpoint":
-        killed_at(torch, "save", lambda _, path: path.endswith("checkpoint-4/scheduler.pt"),
-                  lambda _, path: Path(path).write_bytes(b"half"))
-    case "in the result":
-        killed_at(transformers.PreTrainedModel, "save_pretrained", lambda _, path: "final" in str(path),
-                  lambda _, path: Path(path, "model.safetensors").write_bytes(b"half"))
-    case "in the evaluation":
-        killed_at(before_after, "write_report", lambda *_: True)
-main(["train", recipe])
+def set_bomb(moment):
+    match moment:
+        case "in a step":
+            killed_at(transformers.Trainer, "training_step",
+                      lambda self, *_: self.state.global_step == 3)
+        case "in a checkpoint":
+            killed_at(torch, "save", lambda _, path: path.endswith("checkpoint-4/scheduler.pt"),
+                      lambda _, path: Path(path).write_bytes(b"half"))
+        case "in the result":
+            killed_at(transformers.PreTrainedModel, "save_pretrained",
+                      lambda _, path: "final" in str(path),
+                      lambda _, path: Path(path, "model.safetensors").write_bytes(b"half"))
+        case "in the evaluation":
+            killed_at(before_after, "write_report", lambda *_: True)
+
+recipe, *moments = sys.argv[1:]
+for moment in moments:  # each in a process of its own, which finds everything imported
+    child = os.fork()
+    if child == 0:
+        set_bomb(moment)
+        os._exit(main(["train", recipe]))
+    _, status = os.waitpid(child, 0)
+    print(moment, os.waitstatus_to_exitcode(status), flush=True)
 """
+MOMENTS = ("in a step", "in a checkpoint", "in the result", "in the evaluation")
 
 
 def write_recipe(root: Path) -> Path:
@@ -54,15 +68,12 @@ def write_recipe(root: Path) -> Path:
     return root / "recipe.yaml"
 
 
-def run(recipe: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "ropepatch", "train", str(recipe)]
-    return subprocess.run(command, capture_output=True, text=True, check=True)
-
-
-def kill(moment: str, recipe: Path) -> None:
-    command = [sys.executable, "-c", BOMB, moment, str(recipe)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+def kill(moments: Sequence[str], recipe: Path) -> None:
+    """Train in one process after the other, each killed at its moment."""
+    command = [sys.executable, "-c", BOMB, str(recipe), *moments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    ends = [line for line in done.stdout.splitlines() if line.endswith(f" {-signal.SIGKILL:d}")]
+    assert ends == [f"{moment} {-signal.SIGKILL:d}" for moment in moments], done.stderr
 
 
 def result(root: Path) -> tuple[dict[str, torch.Tensor], list[tuple[int, float]]]:
@@ -72,14 +83,14 @@ def result(root: Path) -> tuple[dict[str, torch.Tensor], list[tuple[int, float]]
     return load_file(root / "run" / "final" / "model.safetensors"), losses
 
 
-def test_a_run_killed_four_times_ends_as_an_undisturbed_one(tmp_path):
+def test_a_run_killed_four_times_ends_as_an_undisturbed_one(tmp_path, capsys):
     train(load_recipe(write_recipe(tmp_path / "undisturbed")))
     recipe = write_recipe(tmp_path / "killed")
-    for moment in ("in a step", "in a checkpoint", "in the result", "in the evaluation"):
-        kill(moment, recipe)
+    kill(MOMENTS, recipe)
     checkpoints = sorted((tmp_path / "killed").glob("run/checkpoint-*/SHA256SUMS"))
     trained = [path.stat().st_mtime_ns for path in checkpoints]
-    assert "trained" in run(recipe).stdout
+    assert main(["train", str(recipe)]) == 0
+    assert "trained" in capsys.readouterr().out
     # The last session only measured.
     assert [path.stat().st_mtime_ns for path in checkpoints] == trained
     weights, losses = result(tmp_path / "killed")

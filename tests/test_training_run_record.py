@@ -6,11 +6,13 @@ from importlib.metadata import version
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from tiny_runs import LENGTH, extension, pretraining, pretraining_tree, with_evaluation
 
 from ropepatch.checkpoint import read_sidecar
 from ropepatch.precision import PrecisionChoice
+from ropepatch.training import loss_curve
 from ropepatch.training.environment import record_session
 from ropepatch.training.loss_curve import draw_loss_curve
 from ropepatch.training.recipe import parse_recipe
@@ -18,6 +20,14 @@ from ropepatch.training.runner import train
 
 CHOICE = PrecisionChoice("fp32", "as asked")
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_loss_curves():
+    """Curves with pixels, which tests of other files do without."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_curve, "Figure", Figure)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +156,6 @@ def test_a_curve_of_one_point_is_seen(tmp_path):
 
 
 def test_the_axes_of_the_loss_curve_have_units(tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
     figures = []
     save = Figure.savefig
     monkeypatch.setattr(

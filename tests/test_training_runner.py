@@ -1,6 +1,8 @@
 """Whole runs: what is trained, how, and what is saved."""
 
+import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from ropepatch import load_pretrained, patch_info, verify
 from ropepatch.errors import (
     ConfigError,
 )
+from ropepatch.training import progress
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.run_directory import RunDirectory
 from ropepatch.training.runner import prepare, train
@@ -75,12 +78,14 @@ def test_only_the_asked_number_of_checkpoints_is_kept(tmp_path):
     }
 
 
-def test_progress_is_told_every_step_and_the_time_left(tmp_path):
+def test_progress_is_told_every_step_and_the_time_left(tmp_path, monkeypatch):
+    clock = itertools.count(100.0, 0.5)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     seen = []
     train(pretraining(tmp_path, max_steps=3), progress=seen.append)
     assert [(each.step, each.max_steps) for each in seen] == [(1, 3), (2, 3), (3, 3)]
     assert seen[0].seconds_left is None
-    assert seen[1].seconds_left > 0
+    assert seen[1].seconds_left == 0.5
     assert seen[2].seconds_left == 0
 
 
