@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-fast lint clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("ropepatch needs Python 3.11 or newer; found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -16,6 +16,10 @@ demo: .venv/installed
 # One worker and one thread for each core: torch's own threads only get in each other's way.
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+
+# Unit tests, and one model of each mechanism in the contracts.
+test-fast: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not thorough"
 
 lint: .venv/installed
 	$(BIN)/ruff check

@@ -6,7 +6,25 @@ import signal
 import sys
 import tempfile
 
+import pytest
 import torch
+
+# `make test-fast` leaves out what is marked `thorough` here: files whose tests take seconds each, as they
+# train, compile, start processes or read much text, and all models of a contract but one of a mechanism.
+_SLOW = """
+benchmarks biased_attention biased_attention_training cli_compare cli_train compiled_loops
+conversions contract_companions contract_replacement_memory core_install evals_answers
+evals_browser evals_calibration evals_long_ppl evals_pilot extrapolation fitting lm_eval
+measure_dynamic measure_families pictures precision recipes training_before_after
+training_checkpoints training_distributed training_downloads training_full_disk
+training_held_out training_inputs training_interrupts training_killed training_lengths
+training_memory training_not_finite training_out_of_memory training_plan training_preview
+training_refusals training_reporters training_requirements training_resume
+training_run_directory training_run_record training_runner training_several_devices
+training_stages training_token_cache
+"""
+SLOW_FILES = frozenset(f"test_{name}.py" for name in _SLOW.split())
+REPRESENTATIVES = frozenset({"llama", "bloom", "t5", "gpt2"})
 
 # The models are so small that a second thread costs more than it brings.
 torch.set_num_threads(1)
@@ -18,6 +36,21 @@ os.environ["ROPEPATCH_CACHE"] = _CACHE.name
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and so their children.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what `make test-fast` leaves out."""
+    for item in items:
+        if item.path.name in SLOW_FILES or _model(item) not in {None, *REPRESENTATIVES}:
+            item.add_marker(pytest.mark.thorough)
+
+
+def _model(item):
+    """The kind of model that a test of a contract is about; None for other tests."""
+    if not item.path.name.startswith("test_contract_") or not hasattr(item, "callspec"):
+        return None
+    given = item.callspec.params
+    return given.get("kind") or getattr(given.get("cell"), "kind", None)
 
 
 def pytest_collection_finish():
