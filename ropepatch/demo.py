@@ -27,8 +27,13 @@ from ropepatch.training.runner import train
 from ropepatch.verification import verify
 
 _RECIPE = "tiny-llama-yarn-4x.yaml"
-#: 70 of the recipe's 100 steps, and a quarter of its text, keep all that the demo claims.
-_SHORTER = ("training.max_steps=70", "data.max_tokens=2000000", "evaluation=null")
+#: Fewer steps, a gentler rate and a quarter of the text keep what the demo claims: 0.4 M tokens in all.
+_SHORTER = (
+    "training.max_steps=65",
+    "training.learning_rate=6.0e-4",
+    "data.max_tokens=2000000",
+    "evaluation=null",
+)
 _MULTIPLES = (1, 2, 4, 8)  #: of the trained length
 _WINDOWS = 50
 _PROMPTS = 64
