@@ -16,7 +16,10 @@ from ropepatch import __version__
 from ropepatch.arguments import parse_arguments, parse_options
 from ropepatch.errors import ProcessError, RopepatchError, RopepatchWarning
 from ropepatch.evaluation_arguments import add_compare, add_eval, add_lm_eval
+from ropepatch.extras import require_extra
 from ropepatch.inspection_arguments import add_inspect
+from ropepatch.recipes_command import add_recipes
+from ropepatch.recipes_command import run as recipes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +33,9 @@ _IS_FIRST = os.environ.get("RANK", "0") == "0"  #: of what torchrun started; it 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
+    # Threads that wait by spinning take the core away from the one that they wait for, as soon as
+    # another program needs a core. The OpenMP runtime reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = parse_arguments(_build_parser(), arguments)
     command: Command = options.command
     try:
@@ -81,6 +87,7 @@ def _build_parser() -> argparse.ArgumentParser:
     purpose = "judge checkpoints, adapters or methods against their base: improved or regressed"
     add_compare(add("compare", evaluate, purpose))
     add_lm_eval(add("lm-eval", lm_eval, "run lm-evaluation-harness on a patched model"))
+    add_recipes(add("recipes", recipes, "list the recipes that come with ropepatch, or copy one"))
     demo_parser = add("demo", demo, "extend the bundled checkpoint and report what that does")
     _add_output(demo_parser, "out/demo")
     return parser
@@ -225,6 +232,13 @@ def patch(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Run a recipe, or show what it would train on."""
+    require_extra("train", "ropepatch train")
+    if (
+        "RANK" not in os.environ
+    ):  # a mistyped file is told at once; several processes tell it together
+        from ropepatch.training.files import read_recipe_file
+
+        read_recipe_file(options.recipe)
     from ropepatch.training.processes import together
     from ropepatch.training.recipe import load_recipe
 
@@ -265,6 +279,7 @@ def lm_eval(options: argparse.Namespace) -> None:
 
 def demo(options: argparse.Namespace) -> None:
     """Extend the bundled checkpoint and write what that does to it."""
+    require_extra("train", "ropepatch demo")
     from ropepatch.demo import main as run_demo
 
     run_demo(options.output)

@@ -19,6 +19,7 @@ RopepatchError
 │   ├── SidecarError (ValueError)                   `ropepatch.json` is missing, damaged or was edited
 │   └── BaseMismatchError (ValueError)              an adapter meets a base with another patch
 ├── ConfigError (ValueError)                        a recipe or command line with mistakes
+├── MissingExtraError (ImportError)                 a package that an extra of ropepatch brings
 ├── DataError (ValueError)                          text or tokens that cannot be used
 │   ├── PromptLengthError                           a task needs more tokens than it may have
 │   └── TokenCacheError (OSError)                   tokens cannot be kept on the disk
@@ -104,6 +105,10 @@ class BaseMismatchError(CheckpointError, ValueError):
 
 class ConfigError(RopepatchError, ValueError):
     """A recipe or command line has mistakes."""
+
+
+class MissingExtraError(RopepatchError, ImportError):
+    """A package that one of ropepatch's extras brings is not installed."""
 
 
 class OutOfMemoryError(RopepatchError, MemoryError):

@@ -14,7 +14,7 @@ from ropepatch.adapters.pretrained import in_fast_dtype, pretrained_model, train
 from ropepatch.checkpoint.opening import open_model, open_tokenizer
 from ropepatch.corpus import Document, RetrievalVocabulary, load_documents
 from ropepatch.description import require_length
-from ropepatch.errors import ConfigError, DataError, UnsupportedModelError
+from ropepatch.errors import ConfigError, DataError, MissingExtraError, UnsupportedModelError
 from ropepatch.evals import Evaluation, Plan, plan_evaluation, print_table, write_report
 from ropepatch.evals.candidates import Candidate, Tell, measure_candidates, reading_work
 from ropepatch.evals.ledger import dtype_in_words, protocol_settings, reason_for_dtype
@@ -126,7 +126,10 @@ class _Run:
         done = "compared" if verdicts else "measured"
         differences = [verdict.differences for verdict in verdicts]
         title = f"{stages[0].label}, {done}"
-        print(write_report(stages, differences, self.directory, title=title, verdicts=verdicts))
+        try:
+            print(write_report(stages, differences, self.directory, title=title, verdicts=verdicts))
+        except MissingExtraError as error:  # all else is measured, printed and written
+            print(error)
 
     def _measure(self) -> tuple[list[Evaluation], Plan]:
         with ShareProgress(f"measure {self.name}") as progress:

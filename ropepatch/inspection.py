@@ -6,6 +6,7 @@ from functools import partial
 from ropepatch.arguments import parse_options
 from ropepatch.description import describe
 from ropepatch.errors import ConfigError, LengthError
+from ropepatch.extras import require_extra
 from ropepatch.methods import Method
 from ropepatch.methods.registry import method_class
 from ropepatch.model_portraits import model_portraits
@@ -33,13 +34,10 @@ def run_inspection(options: argparse.Namespace) -> None:
 
 
 def _require_drawable(options: argparse.Namespace) -> None:
-    """Raise ConfigError without matplotlib, or for a file that it does not write."""
-    try:
-        from ropepatch.pictures import require_suffix
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"--plot needs {error.name}, which is not installed; run pip install 'ropepatch[eval]'"
-        ) from error
+    """Raise MissingExtraError without matplotlib, ConfigError for a file that it does not write."""
+    require_extra("eval", "--plot")
+    from ropepatch.pictures import require_suffix
+
     require_suffix(options.plot)
 
 

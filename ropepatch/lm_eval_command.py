@@ -6,20 +6,17 @@ import sys
 
 from ropepatch.arguments import parse_options
 from ropepatch.errors import ConfigError
+from ropepatch.extras import require_extra
 
 
 def run(options: argparse.Namespace) -> None:
     """Run the harness as its own command would, with a model that refuses what it would truncate.
 
-    Raises ConfigError where lm_eval is not installed, DataError for a request that is too long.
+    Raises MissingExtraError where lm_eval is not installed, DataError for a request that is too long.
     """
-    try:
-        import lm_eval.__main__
-    except ImportError as error:
-        raise ConfigError(
-            f"ropepatch lm-eval needs {error.name}, which is not installed; run pip install "
-            "'ropepatch[lm-eval]'"
-        ) from error
+    require_extra("lm-eval", "ropepatch lm-eval")
+    import lm_eval.__main__
+
     from ropepatch import lm_eval_model
 
     command = ["--model", lm_eval_model.NAME, "--model_args", json.dumps(_model_args(options))]

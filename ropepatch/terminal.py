@@ -1,11 +1,13 @@
 """What a person sees: rows of text, and while something long runs, how far it is and for how long."""
 
 import math
+import statistics
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -97,14 +99,71 @@ class ShareProgress(ProgressDisplay):
             status += f", about {duration(left)} left"
         self.show(self.share, status, line=f"{self.title}: {status}")
 
+
+@dataclass
+class _Stage:
+    """A stage of long work: stages of one kind go at one pace."""
+
+    kind: str
+    expected: float  #: seconds, as estimated before the work began
+    done: float = 0.0  #: share of it
+
+
+class StageProgress(ProgressDisplay):
+    """Progress of work in stages of several kinds, each of which has its own pace.
+
+    `expected` names the kind and the expected seconds of each stage, in order. As soon as a kind of
+    stage has run for a while, its own pace says how long the rest of it takes.
+    """
+
+    def __init__(self, title: str, expected: Sequence[tuple[str, float]]) -> None:
+        super().__init__(title)
+        self.stages = [_Stage(kind, seconds) for kind, seconds in expected]
+        self.number = -1  #: of the running stage
+        self.paces: dict[str, float] = {}  #: seconds that one expected second took, by kind
+        self.started = time.perf_counter()
+
     @contextmanager
-    def stage(self, title: str, share: float) -> Iterator[Callable[[float], None]]:
-        """A part that takes `share` of the work; the body tells how much of the part is done."""
+    def stage(self, title: str) -> Iterator[Callable[[float], None]]:
+        """Run the next stage; the body calls the function with the share of the stage that is done."""
         self.title = title
-        start = self.share
-        self(start)
-        yield lambda part: self(start + share * part)
-        self(start + share)
+        self.number += 1
+        stage = self.stages[self.number]
+        marks: list[tuple[float, float]] = []  # (time, share); the first ends the preparation
+
+        def done(share: float) -> None:
+            stage.done = share
+            if share > 0:
+                marks.append((time.perf_counter(), share))
+                self._measure_pace(stage, *marks[0], *marks[-1])
+            self._show_stages()
+
+        done(0.0)
+        yield done
+        stage.done = 1.0
+        self._show_stages()
+
+    def _measure_pace(
+        self, stage: _Stage, began: float, first: float, now: float, share: float
+    ) -> None:
+        if (worked := share - first) >= _TELLING:
+            self.paces[stage.kind] = (now - began) / (worked * stage.expected)
+
+    def seconds_left(self) -> float:
+        """Seconds that all stages still take, by the pace of their kind or else by the mean pace."""
+        mean = statistics.fmean(self.paces.values()) if self.paces else 1.0
+        return sum(
+            (1 - stage.done) * stage.expected * self.paces.get(stage.kind, mean)
+            for stage in self.stages
+        )
+
+    def _show_stages(self) -> None:
+        total = sum(stage.expected for stage in self.stages)
+        share = sum(stage.done * stage.expected for stage in self.stages) / total
+        elapsed = duration(time.perf_counter() - self.started)
+        left = duration(self.seconds_left())
+        status = f"{share:.0%}  {elapsed} elapsed, about {left} left"
+        self.show(share, status, line=f"{self.title}: {status}")
 
 
 def print_rows(rows: dict[str, str]) -> None:

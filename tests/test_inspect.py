@@ -1,7 +1,5 @@
 """`ropepatch inspect`: encodings as text and as pictures, and what it refuses."""
 
-import sys
-
 import pytest
 from tiny_bias_models import fresh_bias_model
 from tiny_models import fresh_model
@@ -176,18 +174,3 @@ def test_a_trained_length_that_is_not_known_stops_a_picture_only(tmp_path, said,
     assert main(arguments) == USER_ERROR
     assert "give --original-max-position-embeddings" in capsys.readouterr().err
     assert main([*arguments, "--original-max-position-embeddings", "32"]) == 0
-
-
-def test_text_needs_no_matplotlib_and_a_picture_says_what_is_missing(
-    tmp_path, monkeypatch, said, capsys
-):
-    for module in [
-        name for name in sys.modules if name.startswith(("matplotlib", "ropepatch.pictures"))
-    ]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "alibi, factor 4" in said("--method", "alibi")
-    assert main(["inspect", "--method", "alibi", "--plot", str(tmp_path / "out.png")]) == USER_ERROR
-    assert "needs matplotlib, which is not installed; run pip install 'ropepatch[eval]'" in (
-        capsys.readouterr().err
-    )

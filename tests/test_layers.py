@@ -15,7 +15,9 @@ PACKAGE = Path(importlib.util.find_spec("ropepatch").origin).parent
 LAYERS = (
     "errors",
     "precision",
+    "extras",
     "spelling",
+    "bundled_recipes",
     "whole_files",
     "positions",
     "interpolation",
@@ -40,6 +42,7 @@ LAYERS = (
     "portrait_tables",
     "pictures",
     "inspection_arguments",
+    "recipes_command",
     "evaluation_arguments",
     "evaluation_candidates",
     "evaluation_commands",
@@ -54,6 +57,7 @@ LAYERS = (
 WITHOUT_TRANSFORMERS = {
     "errors",
     "precision",
+    "extras",
     "spelling",
     "positions",
     "interpolation",
@@ -242,6 +246,7 @@ def test_the_checkpoint_module_loads_without_the_extras():
     [
         ("ropepatch", {"torch", "transformers", *EXTRAS}),
         ("ropepatch.cli", {"torch", "transformers", *EXTRAS}),
+        ("ropepatch.training.files", {"torch", "transformers", *EXTRAS}),
         ("ropepatch.methods", {"transformers", *EXTRAS}),
     ],
 )

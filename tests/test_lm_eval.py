@@ -174,10 +174,3 @@ def test_a_factor_without_a_method_is_refused(base):
     pytest.importorskip("lm_eval")
     with pytest.raises(ConfigError, match="factor without a method; add --method"):
         run_harness("--factor", 4, base)
-
-
-def test_without_lm_eval_the_error_says_what_to_install(base, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "lm_eval.__main__", raising=False)
-    with pytest.raises(ConfigError, match=r"pip install 'ropepatch\[lm-eval\]'"):
-        run_harness(base, "--tasks", "choose")

@@ -7,7 +7,7 @@ import pytest
 from tiny_runs import pretraining_tree
 from transformers.utils import logging
 
-from ropepatch.terminal import ShareProgress, duration, quiet_transformers
+from ropepatch.terminal import ShareProgress, StageProgress, duration, quiet_transformers
 from ropepatch.training.progress import (
     TerminalProgress,
     TrainingProgress,
@@ -86,17 +86,52 @@ def test_where_there_is_no_terminal_the_first_and_last_steps_are_lines(capsys):
 
 def test_stages_are_lines_where_there_is_no_terminal(capsys, monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: 0.0)
-    with ShareProgress("all") as progress:
-        with progress.stage("first", 0.25) as done:
+    with StageProgress("all", [("read", 10), ("train", 30)]) as progress:
+        with progress.stage("first") as done:
             done(0.5)
-        with progress.stage("second", 0.75):
+        with progress.stage("second"):
             pass
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "first: 0%  0 s elapsed",
-        "second: 25%  0 s elapsed, about 0 s left",
+        "first: 0%  0 s elapsed, about 40 s left",
+        "second: 25%  0 s elapsed, about 30 s left",
         "second: 100%  0 s elapsed, about 0 s left",
     ]
+
+
+STAGES = [("read", 20.0), ("read", 20.0), ("train", 80.0), ("read", 20.0)]
+
+
+@pytest.mark.parametrize("preparation", [0.0, 6.0])
+@pytest.mark.parametrize("slower", [{"read": 1.0, "train": 1.25}, {"read": 8.0, "train": 10.0}])
+def test_the_time_left_is_right_within_a_third_from_20_seconds_on(monkeypatch, preparation, slower):
+    """On a machine whose stages take `slower` times what was expected, of which some is preparation."""
+    clock = {"now": 0.0}
+    monkeypatch.setattr("time.perf_counter", lambda: clock["now"])
+    estimates = []
+    with StageProgress("all", STAGES) as progress:
+        for kind, expected in STAGES:
+            with progress.stage(kind) as done:
+                clock["now"] += preparation
+                for step in range(1, 101):
+                    clock["now"] += expected * slower[kind] / 100
+                    done(step / 100)
+                    estimates.append((clock["now"], progress.seconds_left()))
+    end = clock["now"]
+    late = [(end - now, left) for now, left in estimates if now > 20 and end - now > 10]
+    assert late
+    assert [pair for pair in late if abs(pair[1] - pair[0]) > pair[0] / 3] == []
+
+
+def test_each_kind_of_stage_has_its_own_pace(monkeypatch):
+    clock = {"now": 0.0}
+    monkeypatch.setattr("time.perf_counter", lambda: clock["now"])
+    with StageProgress("all", STAGES) as progress, progress.stage("first") as done:
+        assert progress.seconds_left() == 140
+        done(0.1)
+        clock["now"] = 12.0  # 0.4 of 20 expected seconds took 12: a pace of 1.5
+        done(0.5)
+        assert progress.seconds_left() == pytest.approx(1.5 * 130)
 
 
 def test_what_comes_before_the_work_does_not_slow_its_pace(capsys, monkeypatch):

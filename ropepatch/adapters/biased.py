@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
 from ropepatch.attention.biased import Kernel, biased_attention
+from ropepatch.attention.lengths import given_cache
 from ropepatch.attention.profiles import ScoreProfile
 from ropepatch.attention.score_bias import ScoreBias
 
@@ -98,9 +99,8 @@ class MptForward(BiasedForward):
         self,
         hidden_states: Tensor,
         position_bias: None,
-        past_key_values: Cache | None = None,
         attention_mask: Tensor | None = None,
-        **kwargs: object,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         module = self.module
         fused = module.Wqkv(hidden_states)
@@ -114,7 +114,7 @@ class MptForward(BiasedForward):
             key,
             value,
             attention_mask,
-            past_key_values,
+            given_cache(kwargs),
             scale=module.softmax_scale,
             dropout=module.attn_dropout_p,
         )
@@ -156,10 +156,9 @@ class T5Forward(BiasedForward):
         mask: Tensor | None = None,
         key_value_states: Tensor | None = None,
         position_bias: None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: object,
+        **kwargs: Any,
     ) -> tuple[Tensor, None, Tensor | None]:
-        out, probabilities = self.run(hidden_states, mask, key_value_states, past_key_values)
+        out, probabilities = self.run(hidden_states, mask, key_value_states, given_cache(kwargs))
         return out, None, probabilities
 
     def run(
@@ -204,11 +203,10 @@ class Umt5Forward(T5Forward):
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
-        past_key_values: Cache | None = None,
         attention_mask: Tensor | None = None,
-        **kwargs: object,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        return self.run(hidden_states, attention_mask, encoder_hidden_states, past_key_values)
+        return self.run(hidden_states, attention_mask, encoder_hidden_states, given_cache(kwargs))
 
 
 def no_bias(*args: object, **kwargs: object) -> None:

@@ -12,6 +12,7 @@ from ropepatch.adapters.key_turning import KeyTurner
 from ropepatch.attention.lengths import (
     anyone_announces,
     by_row,
+    given_cache,
     named_arguments,
     requested_lengths,
 )
@@ -62,7 +63,7 @@ class _Call:
 
     def __init__(self, decoder: PreTrainedModel, arguments: dict[str, Any], inputs: Tensor) -> None:
         self.decoder, self.arguments, self.inputs = decoder, arguments, inputs
-        given = arguments.get("past_key_values")
+        given = given_cache(arguments)
         # Beside the cache of the decoder's own keys is an encoder's.
         self.cache: Cache | None = getattr(given, "self_attention_cache", given)
         self.rows, self.new = inputs.shape[:2]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ropepatch.adapters.masks import require_no_gap
 from ropepatch.adapters.pretrained import is_causal
-from ropepatch.attention.lengths import named_arguments
+from ropepatch.attention.lengths import given_cache, named_arguments
 from ropepatch.errors import MaskError
 from ropepatch.methods import Method
 from ropepatch.methods.replacement import Replacement, ScoreBiasMethod
@@ -52,7 +52,7 @@ class CheckPositions:
             require_no_gap(mask.bool())
         if not isinstance(positions, Tensor) or positions.dim() != 2:
             return
-        cache = given.get("past_key_values")
+        cache = given_cache(given)
         cached = 0 if cache is None else int(cache.get_seq_length())
         seen, begun = _tokens(mask, cached, positions)
         told_apart = self.packs and mask is None and not keeps_cache(stack, given)
@@ -72,7 +72,7 @@ class CheckPositions:
 
 def keeps_cache(stack: nn.Module, given: dict[str, Any]) -> bool:
     """Whether a stack will have a cache in a call, be it a new one."""
-    if given.get("past_key_values") is not None:
+    if given_cache(given) is not None:
         return True
     asked = given.get("use_cache")
     asked = getattr(stack.config, "use_cache", False) if asked is None else asked

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache
 
-from ropepatch.attention.lengths import named_arguments
+from ropepatch.attention.lengths import given_cache, named_arguments
 from ropepatch.errors import MaskError
 
 
@@ -35,7 +35,7 @@ class CompactMasks:
         if not isinstance(inputs, Tensor):
             return None  # stock says what is missing
         rows, queries = inputs.shape[:2]
-        cache = given.get("past_key_values")
+        cache = given_cache(given)
         seen, keys = _cache_sizes(getattr(cache, "self_attention_cache", cache), queries)
         dense = given.get("output_attentions")
         dense = stack.config.output_attentions if dense is None else dense  # type: ignore[union-attr]
@@ -122,8 +122,7 @@ def padding_mask_for_generate(
     config: object,
     inputs_embeds: Tensor,
     attention_mask: Tensor | None,
-    past_key_values: Cache,
-    **rest: object,
+    **rest: Any,
 ) -> Tensor | None:
     """Stands in for a model's `create_masks_for_generate`: the padding mask, as long as a static cache.
 
@@ -131,5 +130,5 @@ def padding_mask_for_generate(
     """
     if attention_mask is None or attention_mask.dim() == 4:
         return attention_mask
-    room = past_key_values.get_max_length() - attention_mask.shape[-1]
+    room = given_cache(rest).get_max_length() - attention_mask.shape[-1]
     return F.pad(attention_mask, (0, max(room, 0)))

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ropepatch.adapters.interface import IMPLEMENTATION, NAME, ask_for_probabilities
 from ropepatch.adapters.profile import Fit
-from ropepatch.attention.lengths import named_arguments
+from ropepatch.attention.lengths import given_cache, named_arguments
 from ropepatch.attention.position_modules import BiasModule, TableModule
 from ropepatch.errors import LengthError, PatchError, RopepatchWarning, UnsupportedModelError
 from ropepatch.methods import Method
@@ -141,7 +141,7 @@ def _positions(given: dict[str, Any], embeddings: Tensor) -> Tensor:
     positions: Tensor | None = given.get("position_ids")
     if positions is not None:
         return positions
-    cache = given.get("past_key_values")
+    cache = given_cache(given)
     cache = getattr(cache, "self_attention_cache", cache)
     seen = 0 if cache is None else cache.get_seq_length()
     places = torch.arange(embeddings.shape[1], device=embeddings.device) + seen
@@ -176,10 +176,8 @@ class RequireLive:
 
 def _as_one_document(given: dict[str, Any]) -> dict[str, Any]:
     """With a mask of ones where nobody tells of borders: to look for some would break the graph."""
-    if any(
-        given.get(name) is not None
-        for name in ("attention_mask", "position_ids", "past_key_values")
-    ):
+    borders = (given.get("attention_mask"), given.get("position_ids"), given_cache(given))
+    if any(border is not None for border in borders):
         return given
     tokens = given.get("input_ids")
     tokens = given.get("inputs_embeds") if tokens is None else tokens

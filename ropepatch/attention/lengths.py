@@ -4,7 +4,7 @@ It lives in a context variable: threads and coroutines that share a model do not
 """
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
@@ -90,3 +90,9 @@ def named_arguments(
     if not args:  # reading a signature takes as long as a small layer
         return kwargs
     return dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+
+
+def given_cache(arguments: Mapping[str, Any]) -> Any:
+    """Key–value cache of a call, or None; transformers 5.24 renamed `past_key_values` to `cache`."""
+    cache = arguments.get("cache")
+    return arguments.get("past_key_values") if cache is None else cache

@@ -29,6 +29,7 @@ from ropepatch.errors import (
     RopepatchError,
     SidecarError,
 )
+from ropepatch.extras import require_package
 from ropepatch.manifest import CONFIG_KEY, Manifest
 from ropepatch.patch import patch_info, patch_model, unpatch_model
 from ropepatch.placed_parameters import PLACED, load_placed, require_placed, unreported
@@ -117,6 +118,7 @@ def load_adapter(
     directory: Path, base_model: nn.Module | None, kwargs: dict[str, Any]
 ) -> nn.Module:
     """A PEFT adapter on its base, patched as its sidecar says."""
+    require_package("peft", "train", f"the adapter {directory}")
     from peft import PeftModel, load_peft_weights
 
     manifest = read_sidecar(directory)

@@ -23,6 +23,7 @@ from ropepatch.evals.plan import Plan
 from ropepatch.evals.runner import measure, work_left
 from ropepatch.evals.samples import Samples
 from ropepatch.evals.scored_tokens import reading_left, score_tokens
+from ropepatch.extras import require_package
 from ropepatch.methods.registry import method_class
 from ropepatch.patch import list_methods, patch_info, patched, unpatch_model
 
@@ -81,7 +82,11 @@ def method_candidates(
 
 
 def check_adapter(directory: Path) -> None:
-    """Raises SidecarError for an adapter that does not say what it was trained on."""
+    """Raise SidecarError for an adapter that does not say what it was trained on.
+
+    Raises MissingExtraError where peft, which opens it, is not installed.
+    """
+    require_package("peft", "train", f"the adapter {directory}")
     read_sidecar(directory)
     read_json(directory / ADAPTER_CONFIG)
 

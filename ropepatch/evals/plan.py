@@ -44,6 +44,7 @@ def plan_evaluation(
     targets: int = 64,
     windows: int = 50,
     prompts: int = 64,
+    prompt_lengths: Sequence[int] | None = None,
     pairs: int = 8,
     bos: bool = False,
     seed: int = 0,
@@ -55,10 +56,11 @@ def plan_evaluation(
 ) -> Plan:
     """Windows and prompts, cut from the documents before any model has to run.
 
-    `questions` are files of the tasks qa_1 and qa_2; needles start with `lead`, as sentences of the
-    documents do. Prompts are made of the `haystack`, by default of the documents that windows are cut
-    from, which are more for more windows. Raises DataError for documents that hold too few windows,
-    ConfigError for numbers that contradict each other.
+    Prompts have the `prompt_lengths`, by default all `lengths`. `questions` are files of the tasks qa_1
+    and qa_2; needles start with `lead`, as sentences of the documents do. Prompts are made of the
+    `haystack`, by default of the documents that windows are cut from, which are more for more windows.
+    Raises DataError for documents that hold too few windows, ConfigError for numbers that contradict
+    each other.
     """
     protocol = Protocol(
         lengths=tuple(lengths),
@@ -77,7 +79,8 @@ def plan_evaluation(
     source = Source(tokenizer, used, bos=bos, lead=lead, questions=questions or {}, pairs=pairs)
     made = PromptSet()
     if prompts > 0:
-        made = make_prompts(tasks, source, lengths=protocol.lengths, count=prompts, seed=seed)
+        asked = protocol.lengths if prompt_lengths is None else tuple(prompt_lengths)
+        made = make_prompts(tasks, source, lengths=asked, count=prompts, seed=seed)
     return Plan(protocol, tokenizer, cut, made.prompts, made.not_asked)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ropepatch.errors import CheckpointError, ConfigError
+from ropepatch.errors import CheckpointError
 from ropepatch.evals.as_json import interval_json, verdict_json
 from ropepatch.evals.claims import Check, Claim, extended_length, headline
 from ropepatch.evals.evaluation import Comparison, Evaluation, Json
@@ -17,6 +17,7 @@ from ropepatch.evals.patches import TOGETHER
 from ropepatch.evals.perplexity import perplexities_json
 from ropepatch.evals.statistics import CONFIDENCE
 from ropepatch.evals.verdict import Verdict
+from ropepatch.extras import require_extra
 from ropepatch.whole_files import write_whole
 
 SCHEMA = 2  #: of report.json; rises when a reader of the old one would go wrong
@@ -48,22 +49,25 @@ def write_report(
     """Write report.json and report.html into `directory`; the page's path.
 
     Each file is whole or as it was before. Raises CheckpointError when the directory takes no
-    files.
+    files; MissingExtraError, after report.json is written, without the extra `[eval]`.
     """
     report = _Report(stages, comparisons, title, notes, headline(stages, checks), checks, verdicts)
-    numbers, page = _report_json(report), _render(report)
+    numbers = json.dumps(_report_json(report), indent=2, allow_nan=False) + "\n"
+    _write(directory / "report.json", numbers)
+    require_extra("eval", "report.html")
+    _write(directory / "report.html", _render(report))
+    return directory / "report.html"
+
+
+def _write(path: Path, text: str) -> None:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_whole(
-            directory / "report.json", json.dumps(numbers, indent=2, allow_nan=False) + "\n"
-        )
-        write_whole(directory / "report.html", page)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
     except OSError as error:
         raise CheckpointError(
-            f"the report cannot be written to {directory} ({error.strerror}); name a directory "
+            f"the report cannot be written to {path.parent} ({error.strerror}); name a directory "
             "that can be written and has room"
         ) from error
-    return directory / "report.html"
 
 
 def _report_json(report: _Report) -> dict[str, Json]:
@@ -155,17 +159,12 @@ def _comparison_json(comparison: Comparison) -> dict[str, Json]:
 
 
 def _render(report: _Report) -> str:
-    try:
-        # Only the page needs them; evaluating and comparing work without.
-        from jinja2 import Environment, PackageLoader, StrictUndefined
+    # Only the page needs them; evaluating and comparing work without.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-        from ropepatch.evals.charts import draw_charts
-        from ropepatch.evals.heat_map import draw_maps
-    except ImportError as error:
-        raise ConfigError(
-            f"the report needs {error.name}, which is not installed; run pip install "
-            "'ropepatch[eval]'"
-        ) from error
+    from ropepatch.evals.charts import draw_charts
+    from ropepatch.evals.heat_map import draw_maps
+
     stages, verdicts = report.stages, report.verdicts
     candidates = candidate_rows(stages, verdicts)
     checked = {check.question for check in report.checks}

@@ -5,7 +5,9 @@ from typing import Any
 
 import yaml
 
+from ropepatch.bundled_recipes import bundled_recipes
 from ropepatch.errors import ConfigError
+from ropepatch.spelling import did_you_mean
 
 
 def read_recipe_file(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -52,7 +54,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}") from None
+        hint = _hint(path) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}{hint}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"the recipe {path} is not a text file") from None
     except yaml.YAMLError as error:
@@ -60,6 +63,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"the recipe {path} holds no sections; it needs model, training, …")
     return tree
+
+
+def _hint(path: Path) -> str:
+    """Where a file that is not there may be instead."""
+    bundled = path.as_posix().removeprefix("recipes/").removesuffix(".yaml")
+    if bundled in bundled_recipes():
+        return f"; run `ropepatch recipes copy {bundled}` for the recipe of that name"
+    beside = [str(file) for file in path.parent.glob("*.yaml")]
+    return did_you_mean(path, beside, quoted=False) or (
+        "; `ropepatch recipes` lists those that come with ropepatch"
+    )
 
 
 def _problem(error: yaml.YAMLError) -> str:
