@@ -258,8 +258,8 @@ def test_a_users_mistake_is_one_line(
     assert len(said.splitlines()) == 1
 
 
-def test_output_that_nobody_reads_on_ends_quietly():
-    process = ropepatch("methods")
+def test_output_that_nobody_reads_on_ends_quietly(base):
+    process = ropepatch("inspect", base)
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait() == 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from decoding import make_batch, make_cache
-from loops import ROUNDING, TARGET, dynamic, step_by_step
+from loops import ROUNDING, TARGET, dynamic, one_layer, step_by_step
 from tiny_bias_models import fresh_bias_model
 from tiny_models import fresh_model, token_ids
 from torch._dynamo.utils import counters
@@ -49,23 +49,23 @@ def compare(make_model, make_patched, cache_kind, padding):
     ("kind", "method", "cache_kind", "padding"),
     [
         ("llama", "dynamic_ntk", "dynamic", "none"),
-        ("llama", "longrope", "dynamic", "left"),
         ("llama", "dynamic_yarn", "static", "left"),
-        ("cohere", "dynamic_yarn", "dynamic", "left"),  # interleaved pairs
+        ("cohere", "longrope", "dynamic", "left"),  # interleaved pairs
         ("gemma3_text", "dynamic_linear", "dynamic", "none"),  # two layer types
     ],
 )
 def test_a_compiled_loop_through_buckets_has_the_graphs_of_stock(kind, method, cache_kind, padding):
-    compare(lambda: fresh_model(kind), lambda: dynamic(kind, method), cache_kind, padding)
+    small = (lambda model: model) if kind == "gemma3_text" else one_layer
+    compare(
+        lambda: small(fresh_model(kind)), lambda: small(dynamic(kind, method)), cache_kind, padding
+    )
 
 
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize(
-    ("kind", "padding"), [("bloom", "none"), ("bloom", "left"), ("mpt", "left")]
-)
+@pytest.mark.parametrize(("kind", "padding"), [("bloom", "left"), ("mpt", "none")])
 def test_a_compiled_loop_of_a_bias_model_has_the_graphs_of_a_static_method(kind, padding):
     def patched(method):
-        return patch_model(fresh_bias_model(kind), method, TARGET)
+        return patch_model(one_layer(fresh_bias_model(kind)), method, TARGET)
 
     compare(lambda: patched("linear"), lambda: patched("dynamic_linear"), "dynamic", padding)
 
@@ -84,7 +84,7 @@ def test_what_is_planned_is_known_in_a_graph():
                     again = called(ids).logits
             return planned, again, called(ids).logits
 
-    model = dynamic("llama", "longrope")
+    model = one_layer(dynamic("llama", "longrope"))
     found = planned_and_not(model, torch.compile(model, backend="eager"))
     assert not counters["graph_break"]
     for ours, expected in zip(found, planned_and_not(model, model), strict=True):
@@ -104,11 +104,14 @@ def test_generate_with_compiled_steps_gives_the_same_tokens():
         )
 
     compiled = {"cache_implementation": "static", "compile_config": settings}
-    for model in (fresh_model("llama"), dynamic("llama", "longrope")):
+    stock, patched = (
+        one_layer(model) for model in (fresh_model("llama"), dynamic("llama", "longrope"))
+    )
+    for model in (stock, patched):
         torch.compiler.reset()
         counters.clear()
         tokens = generate(model, **compiled)
         assert not counters["graph_break"]
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[1]
-    assert torch.equal(tokens, generate(dynamic("llama", "longrope")))
+    assert torch.equal(tokens, generate(one_layer(dynamic("llama", "longrope"))))

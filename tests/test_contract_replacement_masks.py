@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from loops import one_layer
 from replacement_cells import IDS, Cell, answers, replaced
 from tiny_models import tiny_model, token_ids
 from transformers import DynamicCache
@@ -146,6 +147,7 @@ COMPILED += [Cell("gpt2", "t5_bias"), Cell("bert", "alibi")]
 def test_compiled_without_mask_and_positions_it_is_one_graph(cell):
     torch.compiler.reset()  # models share code, of which only so many versions are kept
     model = replaced(cell)
+    model = model if cell.kind == "gemma3_text" else one_layer(model)
     expected = answers(model, SHORT)
     more = {"use_cache": False} if model.can_generate() else {}
     with torch.no_grad():
