@@ -21,7 +21,8 @@ pytestmark = [
         "ignore:The following (rank|alpha)_pattern keys"
     ),  # mixtures of experts
 ]
-BOTH_METHODS = pytest.mark.parametrize("method", ["yarn", "dynamic_yarn"])
+METHODS = ["yarn", "dynamic_yarn"]
+BOTH_METHODS = pytest.mark.parametrize("method", METHODS)
 
 
 def with_lora(model) -> PeftModel:

@@ -19,6 +19,7 @@ from ropepatch.errors import (
     DataError,
     RopepatchError,
 )
+from ropepatch.precision import PrecisionChoice
 from ropepatch.training import plan
 from ropepatch.training.memory import MemoryEstimate
 from ropepatch.training.plan import plan_run
@@ -76,13 +77,14 @@ def test_a_dry_run_prints_the_recipe_and_its_plan_and_leaves_nothing(tmp_path, b
     assert plan["tokens"] == "1,536"
     # Rank 2 on four projections 32 → 32, two 32 → 48 and one 48 → 32, in both layers.
     assert plan["trainable parameters"] == f"{2 * 2 * (4 * 64 + 3 * 80):,}"
+    assert plan["precision"] == "fp32: as the recipe says"
     assert {"weights", "gradients", "optimizer", "activations", "logits"} < plan.keys()
 
 
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_under_fsdp_a_plan_says_that_it_counts_whole_weights(tmp_path, monkeypatch, fsdp):
     memory = MemoryEstimate(weights=8, gradients=4, optimizer=2, activations=1, logits=1)
-    planned = plan.Plan(128, 6, 10, 10, memory)
+    planned = plan.Plan(128, 6, 10, 10, PrecisionChoice("fp32", "as asked"), memory)
     monkeypatch.setattr(plan, "plan_run", lambda recipe: planned)  # which takes several processes
     recipe = parse_recipe({**pretraining_tree(tmp_path), "distributed": {"fsdp": fsdp}})
     assert ("are counted whole; FSDP leaves each device a part" in plan.plan_text(recipe)) is fsdp

@@ -55,8 +55,7 @@ def plan_run(recipe: Recipe) -> Plan:
 
 def plan_text(recipe: Recipe) -> str:
     """The resolved recipe as a YAML file, with its plan in comments."""
-    plan = plan_run(recipe)
-    rows = [*_rows(plan), f"precision: {plan.precision}"]
+    rows = [*_rows(plan_run(recipe))]
     if recipe.distributed.fsdp:
         rows.append(
             "weights, gradients and optimizer are counted whole; FSDP leaves each device a part"
@@ -77,3 +76,4 @@ def _rows(plan: Plan) -> Iterator[str]:
     wide, long = max(map(len, rows)), max(map(len, rows.values()))
     for name, text in rows.items():
         yield f"{name:<{wide}}  {text:>{long}}"
+    yield f"{'precision':<{wide}}  {plan.precision}"

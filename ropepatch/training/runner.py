@@ -126,12 +126,12 @@ def _run(run: RunDirectory, start: _Start, sinks: _Sinks) -> TrainingResult:
     stages: tuple[Evaluation, ...] = ()
     with quiet_transformers():
         if start.precision is not None:
-            if sinks.announce is not None:
-                sinks.announce(f"precision: {start.precision}")
             with logs_below(run.path / "logs", recipe.training.report_to):
                 chosen = RunDirectory(with_precision(recipe, start.precision.precision))
                 with together(), memory_explained(lambda: IN_LOADING):
                     trainer = prepare(chosen, sinks.progress, sinks.callbacks, sinks.tell)
+                if sinks.announce is not None:
+                    sinks.announce(f"precision: {start.precision}")
                 steps, loss = _fit(trainer, start.checkpoint, start.precision)
                 del trainer
         if processes().is_main_process and not is_evaluated(run):
