@@ -69,6 +69,14 @@ def test_target_losses_equal_the_models_own_at_every_length(unpatched, tokenizer
         assert unpatched.target_loss(length).value == pytest.approx(theirs, abs=1e-5)
 
 
+def test_prompts_can_have_fewer_lengths_than_windows(unpatched, tokenizer):
+    few = run(fresh_model(), tokenizer, label="few", prompt_lengths=(64,))
+    assert set(few.tasks["kv"]) == {64}
+    assert np.array_equal(few.tasks["kv"][64].scores, unpatched.tasks["kv"][64].scores)
+    assert set(few.target_losses) == {32, 64, 128}
+    assert few.protocol != unpatched.protocol
+
+
 def test_same_model_twice_differs_by_exactly_zero(unpatched, tokenizer):
     again = compare(unpatched, run(fresh_model(), tokenizer, label="again"))
     differences = [*again.target_losses.values(), *again.bin_losses.values(), again.within_trained]
