@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from torch import nn
 
 from ropepatch import __version__
-from ropepatch.adapters.pretrained import in_fast_dtype, pretrained_model, trained_length
-from ropepatch.checkpoint.opening import open_model, open_tokenizer
+from ropepatch.adapters.pretrained import pretrained_model, trained_length
+from ropepatch.checkpoint.opening import open_to_measure, open_tokenizer
 from ropepatch.corpus import Document, RetrievalVocabulary, load_documents
 from ropepatch.description import require_length
 from ropepatch.errors import ConfigError, DataError, MissingExtraError, UnsupportedModelError
@@ -88,7 +87,7 @@ class _Run:
         self.directory: Path = options.output or Path("out", self.command, Path(self.name).name)
         _require_directory(self.directory)
         self.tokenizer = open_tokenizer(self.name)
-        self.base = _open(self.name)
+        self.base = open_to_measure(self.name)
         self.root = pretrained_model(self.base)
         if reason_for_dtype(self.root):
             print(f"computed in {dtype_in_words(self.root)}")
@@ -145,7 +144,7 @@ class _Run:
                 self.base,
                 self.candidates,
                 plan,
-                _open,
+                open_to_measure,
                 perplexity=self.perplexity,
                 key_tokens=self.key_tokens,
                 tell=tell,
@@ -231,7 +230,7 @@ class _Run:
         few = PILOT if self.seconds is None else TIMED
         plan = self._plan(Counts(min(few, room), few))
         started = time.perf_counter()
-        self.pilot = run_pilot(self.base, self.candidates, plan, _open, tell)
+        self.pilot = run_pilot(self.base, self.candidates, plan, open_to_measure, tell)
         taken = time.perf_counter() - started
         if self.seconds is None:
             return counts_for_width(self.pilot.stages, options.ci, room)
@@ -287,11 +286,6 @@ class _Run:
             "ropepatch": __version__,
             "protocol": plan.digest(),
         }
-
-
-def _open(source: str) -> nn.Module:
-    """A checkpoint in a dtype that is fast here."""
-    return in_fast_dtype(open_model(source))
 
 
 def _require_directory(path: Path) -> None:

@@ -57,11 +57,6 @@ def choose_precision(option: PrecisionOption, device: torch.device) -> Precision
     return PrecisionChoice(option, "as the recipe says")
 
 
-def computing_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """Dtype to compute in with weights that are `stored` in another: float32 where theirs is slow."""
-    return torch.float32 if is_slow(stored, device) else stored
-
-
 def is_slow(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether `dtype` is a 16-bit format that takes longer than float32 on `device`."""
     halves = (torch.bfloat16, torch.float16)

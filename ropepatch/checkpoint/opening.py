@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ropepatch.adapters.pretrained import decoder_config, language_model_class
+from ropepatch.adapters.pretrained import decoder_config, in_fast_dtype, language_model_class
 from ropepatch.checkpoint.downloads import again, broke_off, require_hub
 from ropepatch.checkpoint.load import load_model, load_pretrained
 from ropepatch.checkpoint.sidecar import ADAPTER_CONFIG
@@ -40,6 +40,11 @@ def open_model(
         auto_class = language_model_class(AutoConfig.from_pretrained(source))
         model: nn.Module = auto_class.from_pretrained(source, dtype=dtype, **loading)
         return model
+
+
+def open_to_measure(source: str) -> nn.Module:
+    """Open a model as `open_model` does, in float32 where the CPU is slow in the checkpoint's dtype."""
+    return in_fast_dtype(open_model(source))
 
 
 def open_weightless(source: str, dtype: torch.dtype) -> PreTrainedModel:
