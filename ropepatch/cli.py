@@ -233,9 +233,8 @@ def patch(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> None:
     """Run a recipe, or show what it would train on."""
     require_extra("train", "ropepatch train")
-    if (
-        "RANK" not in os.environ
-    ):  # a mistyped file is told at once; several processes tell it together
+    # A mistyped file is an error before torch is imported; several processes report it together.
+    if "RANK" not in os.environ:
         from ropepatch.training.files import read_recipe_file
 
         read_recipe_file(options.recipe)

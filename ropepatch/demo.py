@@ -5,7 +5,12 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ropepatch.bundled_recipes import recipes_directory
 from ropepatch.checkpoint import load_pretrained, save_pretrained
@@ -13,6 +18,7 @@ from ropepatch.corpus import load_documents
 from ropepatch.evals import (
     Check,
     Evaluation,
+    Plan,
     compare,
     measure,
     plan_evaluation,
@@ -50,17 +56,7 @@ def main(directory: Path) -> None:
     checkpoint = str(recipe.model.path)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    trained = int(model.config.max_position_embeddings)
-    plan = plan_evaluation(
-        tokenizer,
-        load_documents("stdlib", "held_out"),
-        lengths=[trained * multiple for multiple in _MULTIPLES],
-        trained_length=trained,
-        windows=_WINDOWS,
-        prompts=_PROMPTS,
-        # Past the target there is nothing to find, and a prompt takes as long as four below it.
-        prompt_lengths=[trained * multiple for multiple in _MULTIPLES[:-1]],
-    )
+    plan = _plan(model, tokenizer)
 
     def stage(model: PreTrainedModel, label: str) -> Evaluation:
         with progress.stage(f"measure: {label}") as done:
@@ -77,13 +73,7 @@ def main(directory: Path) -> None:
         verify(model)
         stages.append(stage(model, name))
         unpatch_model(model)
-        with progress.stage("fine-tune with LoRA") as done:
-            result = train(
-                recipe,
-                lambda step: done(step.step / step.max_steps),
-                announce=progress.announce,
-            )
-        tuned = load_pretrained(result.directory, base_model=model).merge_and_unload()  # type: ignore[operator]
+        tuned = _fine_tune(recipe, model, progress)
         stages.append(stage(tuned, f"{name} + LoRA"))
         with progress.stage("save, and reload with plain transformers"):
             check = _reload_check(tuned, save_pretrained(tuned, directory / "model", tokenizer))
@@ -99,6 +89,35 @@ def main(directory: Path) -> None:
     )
     print_table(stages, comparisons, checks=[check])
     print(f"\n{duration(seconds)}. Report: {page}")
+
+
+def _fine_tune(recipe: Recipe, model: PreTrainedModel, progress: StageProgress) -> PreTrainedModel:
+    """Train the recipe's adapter, and return `model` with it merged."""
+    with progress.stage("fine-tune with LoRA") as done:
+        result = train(
+            recipe,
+            lambda step: done(step.step / step.max_steps),
+            announce=progress.announce,
+        )
+    adapted = load_pretrained(result.directory, base_model=model)
+    merged: PreTrainedModel = adapted.merge_and_unload()  # type: ignore[operator]
+    return merged
+
+
+def _plan(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Plan:
+    """Windows up to 8 times the trained length, and prompts up to the target."""
+    trained = int(model.config.max_position_embeddings)
+    lengths = [trained * multiple for multiple in _MULTIPLES]
+    return plan_evaluation(
+        tokenizer,
+        load_documents("stdlib", "held_out"),
+        lengths=lengths,
+        trained_length=trained,
+        windows=_WINDOWS,
+        prompts=_PROMPTS,
+        # Past the target there is nothing to find, and a prompt takes as long as two at the target.
+        prompt_lengths=lengths[:-1],
+    )
 
 
 def _demo_recipe(directory: Path) -> Recipe:

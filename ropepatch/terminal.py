@@ -129,13 +129,14 @@ class StageProgress(ProgressDisplay):
         self.title = title
         self.number += 1
         stage = self.stages[self.number]
-        marks: list[tuple[float, float]] = []  # (time, share); the first ends the preparation
+        first: tuple[float, float] | None = None  # time and share at which the preparation ended
 
         def done(share: float) -> None:
+            nonlocal first
             stage.done = share
             if share > 0:
-                marks.append((time.perf_counter(), share))
-                self._measure_pace(stage, *marks[0], *marks[-1])
+                first = first or (time.perf_counter(), share)
+                self._measure_pace(stage, *first)
             self._show_stages()
 
         done(0.0)
@@ -143,11 +144,11 @@ class StageProgress(ProgressDisplay):
         stage.done = 1.0
         self._show_stages()
 
-    def _measure_pace(
-        self, stage: _Stage, began: float, first: float, now: float, share: float
-    ) -> None:
-        if (worked := share - first) >= _TELLING:
-            self.paces[stage.kind] = (now - began) / (worked * stage.expected)
+    def _measure_pace(self, stage: _Stage, began: float, first: float) -> None:
+        """Measure the pace of a stage of which the share `first` was done at the time `began`."""
+        if (worked := stage.done - first) >= _TELLING:
+            seconds = time.perf_counter() - began
+            self.paces[stage.kind] = seconds / (worked * stage.expected)
 
     def seconds_left(self) -> float:
         """Seconds that all stages still take, by the pace of their kind or else by the mean pace."""

@@ -77,11 +77,16 @@ def plan_evaluation(
     cut = _windows(documents, tokenizer, protocol)
     used = haystack or [document for document in documents if document.name in cut.names]
     source = Source(tokenizer, used, bos=bos, lead=lead, questions=questions or {}, pairs=pairs)
-    made = PromptSet()
-    if prompts > 0:
-        asked = protocol.lengths if prompt_lengths is None else tuple(prompt_lengths)
-        made = make_prompts(tasks, source, lengths=asked, count=prompts, seed=seed)
+    made = _prompts(source, protocol, prompt_lengths or protocol.lengths)
     return Plan(protocol, tokenizer, cut, made.prompts, made.not_asked)
+
+
+def _prompts(source: Source, protocol: Protocol, lengths: Sequence[int]) -> PromptSet:
+    if protocol.prompts == 0:
+        return PromptSet()
+    return make_prompts(
+        protocol.tasks, source, lengths=lengths, count=protocol.prompts, seed=protocol.seed
+    )
 
 
 def _windows(

@@ -194,11 +194,7 @@ def training_arguments(
         bf16=recipe.precision == "bf16",
         fp16=recipe.precision == "fp16",
         torch_compile=recipe.torch_compile,
-        activation_checkpointing=recipe.gradient_checkpointing,
-        activation_checkpointing_kwargs={
-            "use_reentrant": False,
-            "offload": recipe.offload_activations,
-        },
+        **_activation_checkpointing(recipe),
         use_liger_kernel=recipe.liger,
         liger_kernel_config=_liger_kernels(recipe),
         save_strategy="steps",
@@ -221,6 +217,14 @@ def training_arguments(
         dataloader_pin_memory=torch.accelerator.is_available(),
         **distributed_arguments(distributed),
     )
+
+
+def _activation_checkpointing(recipe: TrainingRecipe) -> dict[str, Any]:
+    options = {"use_reentrant": False, "offload": recipe.offload_activations}
+    return {
+        "activation_checkpointing": recipe.gradient_checkpointing,
+        "activation_checkpointing_kwargs": options,
+    }
 
 
 def _liger_kernels(recipe: TrainingRecipe) -> dict[str, bool]:
