@@ -3,6 +3,7 @@
 It holds the packages that the core install needs, and those that they need, as links.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -44,13 +46,16 @@ def link_core_packages(site: Path) -> None:
                 (site / entry.name).symlink_to(entry)
 
 
-def run_in_core(site: Path, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a directory with the core install only."""
-    return subprocess.run(
-        [sys.executable, "-S", *arguments],  # -S leaves the packages that are installed here out
+def run_in_core(site: Path, directory: Path, program: str) -> dict[str, Any]:
+    """What a program prints as JSON, run in a directory with the core install only."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program],  # -S leaves the packages that are installed here out
         cwd=directory,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])},
         capture_output=True,
         text=True,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
+    answers: dict[str, Any] = json.loads(done.stdout)
+    return answers

@@ -13,35 +13,57 @@ from ropepatch.errors import MissingExtraError
 from ropepatch.extras import PACKAGES
 
 CHECKPOINT = str(ROOT / "recipes" / "checkpoints" / "tiny-llama")
-PROGRAM = """
-from ropepatch import load_pretrained, patch_info, patch_model, save_pretrained, verify
+EXTRAS = {name for names in PACKAGES.values() for name in names} - {"jinja2"}  # torch brings it
+COMMANDS = {
+    "methods": ["methods"],
+    "inspect": ["inspect", CHECKPOINT],
+    "patch": ["patch", CHECKPOINT, "patched", "--method", "yarn", "--factor", "4"],
+    "compare": [
+        *("compare", CHECKPOINT, "--methods=linear"),
+        *("--windows=2", "--prompts=2", "--lengths=128", "--output=out"),
+    ],
+    "train": ["train", "missing.yaml"],
+    "demo": ["demo"],
+    "plot": ["inspect", "--method=alibi", "--plot=out.png"],
+    "lm-eval": ["lm-eval", "some/model"],
+    "adapter": ["inspect", "adapter"],
+}
+# One process for all, as it takes seconds to import torch.
+PROGRAM = f"""
+import contextlib, importlib.util, io, json, pathlib
+
+from ropepatch import cli, load_pretrained, patch_info, patch_model, save_pretrained, verify
 from ropepatch.checkpoint.opening import open_model
-model = patch_model(open_model({checkpoint!r}), "yarn", 4)
+
+model = patch_model(open_model({CHECKPOINT!r}), "yarn", 4)
 verify(model)
 save_pretrained(model, "saved")
-assert patch_info(load_pretrained("saved")).factor == 4
+said = dict(
+    loaded_factor=patch_info(load_pretrained("saved")).factor,
+    extras=[name for name in {sorted(EXTRAS)!r} if importlib.util.find_spec(name)],
+)
+pathlib.Path("adapter").mkdir()
+pathlib.Path("adapter", "adapter_config.json").write_text("{{}}")
+for name, command in {COMMANDS!r}.items():
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(command)
+    said[name] = [code, out.getvalue(), err.getvalue()]
+said["written"] = sorted(map(str, pathlib.Path().rglob("*")))
+print(json.dumps(said))
 """
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("site")
-    link_core_packages(directory)
-    return directory
+def said(tmp_path_factory):
+    """What the commands answered in an empty directory: exit code, output, errors."""
+    site = tmp_path_factory.mktemp("site")
+    link_core_packages(site)
+    return run_in_core(site, tmp_path_factory.mktemp("empty"), PROGRAM)
 
 
-@pytest.fixture
-def ropepatch(site, tmp_path):
-    """The command, run in an empty directory."""
-    return lambda *arguments: run_in_core(site, tmp_path, "-m", "ropepatch", *arguments)
-
-
-EXTRAS = {name for names in PACKAGES.values() for name in names} - {"jinja2"}  # torch brings it
-
-
-@pytest.mark.parametrize("package", sorted(EXTRAS))
-def test_the_core_install_has_no_package_of_an_extra(package, site, tmp_path):
-    assert "ModuleNotFoundError" in run_in_core(site, tmp_path, "-c", f"import {package}").stderr
+def test_the_core_install_has_no_package_of_an_extra(said):
+    assert said["extras"] == []
 
 
 @pytest.mark.parametrize("extra", PACKAGES)
@@ -51,67 +73,64 @@ def test_extras_declare_the_packages_that_are_asked_for(extra):
     assert set(PACKAGES[extra]) - {"accelerate", "peft"} <= declared
 
 
-def test_methods_are_listed(ropepatch):
-    assert "yarn" in ropepatch("methods").stdout
+@pytest.mark.parametrize(("command", "expected"), [("methods", "yarn"), ("inspect", "256")])
+def test_methods_are_listed_and_a_checkpoint_is_inspected(said, command, expected):
+    code, out, errors = said[command]
+    assert (code, errors) == (0, "")
+    assert expected in out
 
 
-def test_a_checkpoint_is_inspected(ropepatch):
-    assert "256" in ropepatch("inspect", CHECKPOINT).stdout
+def test_a_checkpoint_is_patched(said):
+    code, _, errors = said["patch"]
+    assert (code, errors) == (0, "")
+    assert "patched/model.safetensors" in said["written"]
 
 
-def test_a_checkpoint_is_patched(ropepatch):
-    done = ropepatch("patch", CHECKPOINT, "saved", "--method", "yarn", "--factor", "4")
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_model_is_verified_saved_and_loaded(said):
+    assert said["loaded_factor"] == 4
 
 
-def test_a_model_is_verified_saved_and_loaded(site, tmp_path):
-    done = run_in_core(site, tmp_path, "-c", PROGRAM.format(checkpoint=CHECKPOINT))
-    assert done.returncode == 0, done.stderr
-
-
-def test_losses_are_measured_and_the_page_says_what_it_needs(ropepatch, tmp_path):
-    few = ("--windows=2", "--prompts=2", "--lengths=128", "--output=out")
-    done = ropepatch("compare", CHECKPOINT, "--methods=linear", *few)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith(
+def test_losses_are_measured_and_the_page_says_what_it_needs(said):
+    code, out, _ = said["compare"]
+    assert code == 0
+    assert out.endswith(
         "report.html needs matplotlib, which is not installed; run pip install 'ropepatch[eval]'\n"
     )
-    written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"results.json", "report.json"} <= written
+    assert {"out/results.json", "out/report.json"} <= set(said["written"])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "message"),
     [
         (
-            ("train", "missing.yaml"),
+            "train",
             "ropepatch train needs accelerate, which is not installed; run pip install 'ropepatch[train]'",
         ),
         (
-            ("demo",),
+            "demo",
             "ropepatch demo needs accelerate, which is not installed; run pip install 'ropepatch[train]'",
         ),
         (
-            ("inspect", "--method=alibi", "--plot=out.png"),
+            "plot",
             "--plot needs matplotlib, which is not installed; run pip install 'ropepatch[eval]'",
         ),
         (
-            ("lm-eval", "some/model"),
+            "lm-eval",
             "ropepatch lm-eval needs lm_eval, which is not installed; run pip install 'ropepatch[lm-eval]'",
         ),
     ],
 )
-def test_a_command_that_needs_an_extra_says_so(ropepatch, tmp_path, arguments, message):
-    done = ropepatch(*arguments)
-    assert (done.returncode, done.stderr) == (USER_ERROR, f"ropepatch: error: {message}\n")
-    assert list(tmp_path.iterdir()) == []
+def test_a_command_that_needs_an_extra_says_so(said, command, message):
+    assert said[command] == [USER_ERROR, "", f"ropepatch: error: {message}\n"]
 
 
-def test_an_adapter_says_that_it_needs_peft(ropepatch, tmp_path):
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    done = ropepatch("inspect", "adapter")
-    assert "the adapter adapter needs peft, which is not installed" in done.stderr
+def test_commands_that_fail_write_nothing(said):
+    written = {name.split("/")[0] for name in said["written"]}
+    assert written == {"saved", "patched", "out", "adapter"}
+
+
+def test_an_adapter_says_that_it_needs_peft(said):
+    assert "the adapter adapter needs peft, which is not installed" in said["adapter"][2]
 
 
 #: Import names of what pyproject.toml does not call by them: pydantic pins its core, and of Liger's
