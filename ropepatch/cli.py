@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as stop:  # rich does the same with stdout, but calls it a failure
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
     except RopepatchError as error:
         # What stops all processes is told by the first, what stops another one by that one.
         if _IS_FIRST or not isinstance(error, ProcessError):

@@ -292,3 +292,11 @@ def test_ctrl_c_loses_nothing(recipe, tmp_path, capsys):
     resumed = load_file(tmp_path / "run" / "final" / "model.safetensors")
     undisturbed = load_file(tmp_path / "undisturbed" / "final" / "model.safetensors")
     assert all((resumed[name] == undisturbed[name]).all() for name in undisturbed)
+
+
+@pytest.mark.parametrize("command", ["methods", "recipes"])
+def test_a_table_that_nobody_reads_on_is_no_failure(command):
+    process = ropepatch(command)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 0
