@@ -37,6 +37,16 @@ def test_an_unpatched_base_is_patched(method, tmp_path):
     assert verify(loaded).method == method
 
 
+def test_saving_names_the_base_by_its_full_path_in_the_file_only(tmp_path, monkeypatch):
+    save_pretrained(fresh_model("llama"), tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    model = with_lora(patch_model(AutoModelForCausalLM.from_pretrained("base"), "yarn", 4))
+    saved = save_pretrained(model, tmp_path / "adapter")
+    written = json.loads((saved / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == str(tmp_path / "base")
+    assert model.peft_config["default"].base_model_name_or_path == "base"
+
+
 @METHODS
 def test_a_base_with_the_same_patch_is_taken_as_it_is(method, tmp_path):
     expected, directory = saved_adapter(tmp_path, method)

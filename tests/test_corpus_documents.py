@@ -38,8 +38,11 @@ def test_held_out_modules_have_no_near_copies_in_training(splits):
 
 
 def test_tests_named_after_held_out_modules_are_left_out(splits):
+    """In full, or by their last part only: test_minidom is of xml.dom.minidom."""
     names = {document.name for document in splits[0]}
-    assert not names & {"test.test_argparse", "test.test_http_cookiejar", "test.test_tarfile"}
+    in_full = {"test.test_argparse", "test.test_http_cookiejar", "test.test_tarfile"}
+    by_last_part = {"test.test_minidom", "test.test_email.test_message"}
+    assert not names & (in_full | by_last_part)
 
 
 def test_documents_come_in_the_same_order_every_time(splits):

@@ -18,6 +18,15 @@ def test_growth_of_the_buckets_is_an_option(method):
 
 
 @EVERY_METHOD
+def test_the_target_length_is_a_bucket_whatever_the_growth(method):
+    ids = token_ids(1, 100)
+    model = dynamic("llama", method, bucket_growth=10.0)  # 32 and 320 tokens without it
+    torch.testing.assert_close(
+        logits(model, ids), logits(static("llama", method, 128), ids), **ROUNDING
+    )
+
+
+@EVERY_METHOD
 def test_training_takes_the_length_of_the_row_or_the_one_given(method):
     ids = token_ids(1, 64)
     model = dynamic("llama", method).train()

@@ -96,6 +96,16 @@ def test_gradients_are_as_near_to_those_of_float64_as_their_dtype_allows(cap, tr
         assert error <= 2 * allowed + torch.finfo(torch.float32).eps * expected.abs().max()
 
 
+def test_gradients_of_a_bfloat16_head_are_summed_in_float32():
+    """1,024 times 1/2048; in bfloat16, 1/4 + 1/2048 is 1/4, so that no sum gets beyond."""
+    states = torch.ones(1024, 1, dtype=torch.bfloat16)
+    head = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    labels = torch.zeros(1024, dtype=torch.long)
+    chunked_cross_entropy(states, labels, lambda part: part @ head.t(), (head,), chunk=1).backward()
+    # Of equal logits, softmax is 1/2: the mean of (1/2 - 1) and of (1/2 - 0).
+    assert head.grad.flatten().tolist() == [-0.5, 0.5]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("train_embeddings", [True, False])
 def test_adapters_and_trained_heads_get_their_gradients(tied, train_embeddings):
