@@ -243,7 +243,7 @@ def test_a_natively_loaded_model_whose_frequencies_were_written_to_fails(saved):
 def test_a_natively_loaded_model_with_another_attention_factor_fails(saved):
     model = AutoModelForCausalLM.from_pretrained(saved)
     model.model.rotary_emb.attention_scaling = 1.0
-    with pytest.raises(PatchVerificationError, match="the attention factor by 1.4e-01"):
+    with pytest.raises(PatchVerificationError, match=r"the attention factor by 1\.4e-01"):
         verify(model)  # 0.1 ln 4 + 1, YaRN's equation 22
 
 
