@@ -27,6 +27,21 @@ def test_the_target_length_is_a_bucket_whatever_the_growth(method):
 
 
 @EVERY_METHOD
+def test_generate_without_a_mask_does_not_count_padding(method):
+    """20 tokens of text and 5 new ones are within the trained length of 32, 45 would not be."""
+    ids = token_ids(2, 40)
+    ids[:, :20] = 0
+    settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    settings |= {"output_logits": True, "return_dict_in_generate": True}
+    model = dynamic("llama", method)
+    found, expected = (
+        torch.stack(model.generate(ids, **settings, **more).logits)
+        for more in ({}, {"attention_mask": ids.ne(0).long()})
+    )
+    torch.testing.assert_close(found, expected, **ROUNDING)
+
+
+@EVERY_METHOD
 def test_training_takes_the_length_of_the_row_or_the_one_given(method):
     ids = token_ids(1, 64)
     model = dynamic("llama", method).train()
