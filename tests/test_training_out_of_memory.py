@@ -1,6 +1,7 @@
 """Runs that need more memory than there is: what they say, and how they go on."""
 
 import re
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import TrainerCallback
 
 from ropepatch.errors import ConfigError, OutOfMemoryError
 from ropepatch.training import runner
+from ropepatch.training.out_of_memory import memory_explained
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.runner import train
 
@@ -30,15 +32,56 @@ class Fails(TrainerCallback):
             raise self.error
 
 
-def refusal(recipe, error=None):
+def refusal(recipe, step=3):
+    failing = Fails(torch.OutOfMemoryError("CUDA out of memory."), step)
     with pytest.raises(OutOfMemoryError) as caught:
-        train(recipe, callbacks=[Fails(error or torch.OutOfMemoryError("CUDA out of memory."))])
+        train(recipe, callbacks=[failing])
     return str(caught.value)
 
 
 def in_bytes(text):
     number, unit = text.split()
     return float(number) * {"B": 1, "kB": 1e3, "MB": 1e6}[unit]
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """What a run said of its third step, and where it lies."""
+    root = tmp_path_factory.mktemp("refused")
+    return root, refusal(pretraining(root, per_device_batch_size=8))
+
+
+@pytest.fixture
+def broken_off(refused, tmp_path):
+    """A copy of that run, to go on with, as a recipe."""
+    root, _ = refused
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    return lambda **training: parse_recipe(
+        {
+            **pretraining_tree(root, per_device_batch_size=8, **training),
+            "output_dir": str(tmp_path / "run"),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A model of one layer, of which an estimate takes half the time."""
+    tree = pretraining_tree(tmp_path_factory.mktemp("base"), max_steps=1)
+    tree["model"]["config"]["num_hidden_layers"] = 1
+    return train(parse_recipe(tree)).directory
+
+
+def test_it_says_what_a_step_takes_what_lowers_it_and_what_is_kept(refused):
+    _, said = refused
+    before, *lowered = map(in_bytes, re.findall(r"(?:about |\()([\d.]+ .?B)", said))
+    parts = re.findall(r"(?:weights|gradients|optimizer|activations|logits) ([\d.]+ .?B)", said)
+    assert sum(map(in_bytes, parts)) == pytest.approx(before, rel=0.01)
+    assert len(lowered) == 3
+    assert lowered == sorted(lowered)
+    assert lowered[-1] < before
+    assert "training.per_device_batch_size=1 training.gradient_accumulation=16" in said
+    assert "checkpoint-2" in said
 
 
 @pytest.mark.parametrize(
@@ -50,32 +93,23 @@ def in_bytes(text):
         MemoryError(),
     ],
 )
-def test_it_says_what_a_step_takes_what_lowers_it_and_what_is_kept(tmp_path, error):
-    said = refusal(pretraining(tmp_path, per_device_batch_size=8), error)
-    before, *lowered = map(in_bytes, re.findall(r"(?:about |\()([\d.]+ .?B)", said))
-    parts = re.findall(r"(?:weights|gradients|optimizer|activations|logits) ([\d.]+ .?B)", said)
-    assert sum(map(in_bytes, parts)) == pytest.approx(before, rel=0.01)
-    assert len(lowered) == 3
-    assert lowered == sorted(lowered)
-    assert lowered[-1] < before
-    assert "training.per_device_batch_size=1 training.gradient_accumulation=16" in said
-    assert "checkpoint-2" in said
+def test_every_way_to_run_out_of_memory_is_explained(error):
+    with pytest.raises(OutOfMemoryError, match="what to do") as caught:
+        with memory_explained(lambda: "what to do"):
+            raise error
+    assert caught.value.__cause__ is error
 
 
-def test_shorter_sequences_with_skipped_positions_are_among_what_lowers_it(tmp_path):
-    (tmp_path / "base").mkdir()
-    base = train(pretraining(tmp_path / "base", max_steps=1)).directory
-    said = refusal(extension(tmp_path, base))
+def test_shorter_sequences_with_skipped_positions_are_among_what_lowers_it(tmp_path, base):
+    said = refusal(extension(tmp_path, base), step=0)
     assert "data.length=64 data.positions.target=128" in said
 
 
-def test_where_all_weights_train_an_adapter_is_among_what_lowers_it(tmp_path):
-    (tmp_path / "base").mkdir()
-    base = train(pretraining(tmp_path / "base", max_steps=1)).directory
+def test_where_all_weights_train_an_adapter_is_among_what_lowers_it(tmp_path, base):
     tree = extension_tree(tmp_path, base) | {"lora": {"preset": "full"}}
     tree["training"] |= {"per_device_batch_size": 1, "chunked_loss": True}
     tree["data"]["length"] = 8  # so few tokens that weights are what counts
-    assert "lora.preset=lora (" in refusal(parse_recipe(tree))
+    assert "lora.preset=lora (" in refusal(parse_recipe(tree), step=0)
 
 
 def test_other_errors_pass(tmp_path):
@@ -94,15 +128,16 @@ def test_memory_that_ends_before_the_first_step_is_explained_too(tmp_path, monke
         train(pretraining(tmp_path))
 
 
-def test_a_run_goes_on_with_less_memory_and_ends_as_it_would_have(tmp_path):
+def test_a_run_goes_on_with_less_memory_and_ends_as_it_would_have(tmp_path, broken_off):
     (tmp_path / "whole").mkdir()
-    undisturbed = train(pretraining(tmp_path / "whole"))
-    refusal(pretraining(tmp_path))
-    changed = pretraining_tree(tmp_path, gradient_checkpointing=True, chunked_loss=True)
-    assert train(parse_recipe(changed)).loss == pytest.approx(undisturbed.loss, abs=1e-4)
+    undisturbed = train(pretraining(tmp_path / "whole", per_device_batch_size=8))
+    changed = broken_off(gradient_checkpointing=True, chunked_loss=True)
+    steps = []
+    loss = train(changed, progress=lambda told: steps.append(told.step)).loss
+    assert steps[0] == 3
+    assert loss == pytest.approx(undisturbed.loss, abs=1e-4)
 
 
-def test_what_would_make_it_another_run_is_still_refused(tmp_path):
-    refusal(pretraining(tmp_path))
+def test_what_would_make_it_another_run_is_still_refused(broken_off):
     with pytest.raises(ConfigError, match=r"another recipe \(training\.precision: fp32 → bf16\)"):
-        train(pretraining(tmp_path, gradient_checkpointing=True, precision="bf16"))
+        train(broken_off(gradient_checkpointing=True, precision="bf16"))
