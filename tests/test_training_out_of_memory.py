@@ -94,9 +94,9 @@ def test_it_says_what_a_step_takes_what_lowers_it_and_what_is_kept(refused):
     ],
 )
 def test_every_way_to_run_out_of_memory_is_explained(error):
-    with pytest.raises(OutOfMemoryError, match="what to do") as caught:
-        with memory_explained(lambda: "what to do"):
-            raise error
+    refused = pytest.raises(OutOfMemoryError, match="what to do")
+    with refused as caught, memory_explained(lambda: "what to do"):
+        raise error
     assert caught.value.__cause__ is error
 
 
