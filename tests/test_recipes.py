@@ -77,8 +77,11 @@ def test_models_that_train_short_differ_in_their_positions_only():
 
 
 def shortened(path, tmp_path):
-    """A recipe with two small steps."""
+    """A recipe with two small steps, still of more tokens than a base was trained on, and of two groups."""
+    recipe = load_recipe(path)
+    longest = 1024 if recipe.training.shifted_attention else 512
     changes = (
+        f"data.length={min(recipe.data.length, longest)}",
         f"output_dir={tmp_path / 'run'}",
         "data.source=ropepatch",  # read faster than the standard library
         "training.max_steps=2",

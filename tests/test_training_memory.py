@@ -33,8 +33,9 @@ def tree_of(tmp_path, length=LENGTH, config=None, **training):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts what Linux says of a process")
 def test_an_estimate_is_within_a_quarter_of_what_a_run_takes():
-    estimated, measured = compare(CELLS["llama, LoRA, gradient_checkpointing"])
-    assert measured > 100, "too little to tell from what the process takes itself"
+    cell = CELLS["llama, LoRA, gradient_checkpointing"]
+    estimated, measured = compare({**cell, "data.length": 2048})
+    assert measured > 80, "too little to tell from what the process takes itself"
     assert estimated == pytest.approx(measured, rel=0.25)
 
 
@@ -69,7 +70,7 @@ def test_logits_are_those_of_every_token_until_they_come_in_chunks(tmp_path, bat
 
 def test_checkpointing_leaves_less_and_offloading_still_less(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "require_machine", lambda recipe: None)
-    layers = {"config": {"num_hidden_layers": 12}, "length": 8 * LENGTH, "chunked_loss": True}
+    layers = {"config": {"num_hidden_layers": 5}, "length": 8 * LENGTH, "chunked_loss": True}
     every, kept, moved = (
         estimate(tree_of(tmp_path, **layers, **options)).activations
         for options in (
@@ -80,7 +81,7 @@ def test_checkpointing_leaves_less_and_offloading_still_less(tmp_path, monkeypat
     )
     assert kept < every / 2
     # The input of every layer: 2 sequences, 32 channels of 4 bytes.
-    assert kept - moved == 12 * 2 * 8 * LENGTH * 32 * 4
+    assert kept - moved == 5 * 2 * 8 * LENGTH * 32 * 4
 
 
 @pytest.mark.parametrize("kind", ["llama", "window"])
