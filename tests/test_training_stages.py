@@ -4,8 +4,7 @@ import shutil
 from itertools import pairwise
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from run_files import same_weights
 from tiny_runs import LENGTH, extension_tree, pretraining, pretraining_tree
 from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -50,15 +49,21 @@ def staged(root, base, **changes):
     return parse_recipe({**tree, **changes})
 
 
-def test_every_stage_trains_with_its_own_patch(tmp_path, base):
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, base):
+    """A whole curriculum, and what its model was patched with."""
     watch = Watch()
-    train(staged(tmp_path, base), callbacks=[watch])
+    directory = train(staged(tmp_path_factory.mktemp("staged"), base), callbacks=[watch]).directory
+    return directory, watch.seen
+
+
+def test_every_stage_trains_with_its_own_patch(undisturbed):
     by_hand = {1: (2, 32), 2: (2, 32), 3: (3, 32), 4: (3, 32), 5: (3, 32), 6: (4, 16)}
-    assert watch.seen == by_hand
+    assert undisturbed[1] == by_hand
 
 
-def test_the_result_carries_the_patch_of_the_last_stage(tmp_path, base):
-    info = patch_info(load_pretrained(train(staged(tmp_path, base)).directory))
+def test_the_result_carries_the_patch_of_the_last_stage(undisturbed):
+    info = patch_info(load_pretrained(undisturbed[0]))
     assert (info.factor, info.options["beta_fast"]) == (4, 16)
 
 
@@ -79,21 +84,23 @@ def test_no_sequence_comes_twice(tmp_path, base):
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_a_resumed_curriculum_ends_with_the_weights_of_an_undisturbed_one(tmp_path, base, step):
-    recipe, other = staged(tmp_path, base), staged(tmp_path, base, output_dir=str(tmp_path / "b"))
+def test_a_resumed_curriculum_ends_with_the_weights_of_an_undisturbed_one(
+    tmp_path, base, undisturbed, step
+):
+    recipe = staged(tmp_path, base)
     with pytest.raises(TrainingInterrupted):
         train(recipe, callbacks=[Watch(stop_before=step)])
-    first, second = (
-        load_file(train(each).directory / "adapter_model.safetensors") for each in (recipe, other)
-    )
-    assert all(torch.equal(first[name], second[name]) for name in second)
+    assert same_weights(train(recipe).directory, undisturbed[0])
 
 
-def test_a_curriculum_killed_before_its_result_is_saved_ends_with_its_last_patch(tmp_path, base):
-    recipe = staged(tmp_path, base)
-    shutil.rmtree(train(recipe).directory)
+def test_a_curriculum_killed_before_its_result_is_saved_ends_with_its_last_patch(
+    tmp_path, base, undisturbed
+):
+    shutil.copytree(undisturbed[0].parent, tmp_path / "staged")
+    shutil.rmtree(tmp_path / "staged" / "final")
     assert (tmp_path / "staged" / "checkpoint-6").exists()
-    info = patch_info(load_pretrained(train(recipe).directory))
+    again = train(staged(undisturbed[0].parents[1], base, output_dir=str(tmp_path / "staged")))
+    info = patch_info(load_pretrained(again.directory))
     assert (info.factor, info.options["beta_fast"]) == (4, 16)
 
 

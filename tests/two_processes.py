@@ -1,10 +1,11 @@
 """What tests run on two processes: `torchrun … two_processes.py CASES.yaml REPORT.json`.
 
 Recipes by name, one after the other in one launch, as starting one takes seconds: `lora` is stopped
-and goes on, `absurd` is run by commands, and `broken` comes last, as its second process fails.
+and goes on, `absurd.yaml` is run by commands, and `broken` comes last, as its second process fails.
 """
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -61,23 +62,34 @@ def run_command(path: Path, *options: str) -> int:
     return cli.main(["train", str(path), *options])
 
 
-def write_recipe(tree: dict[str, Any], path: Path) -> Path:
-    """A file that all processes can read from here on."""
-    if PartialState().is_main_process:
-        path.write_text(yaml.safe_dump(tree))
-    PartialState().wait_for_everyone()
-    return path
+def run_module(*arguments: str) -> int:
+    """`python -m ropepatch` with these arguments; the exit code of this process."""
+    before, sys.argv = sys.argv, ["ropepatch", *arguments]
+    try:
+        runpy.run_module("ropepatch", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    finally:
+        sys.argv = before
+    return 0
 
 
 def main() -> None:
     torch.set_num_threads(1)
     file = Path(sys.argv[1])
     cases = yaml.safe_load(file.read_text())
-    broken, absurd = cases.pop("broken"), cases.pop("absurd")
+    absurd = file.with_name("absurd.yaml")
+    # First, as a command joins the processes itself.
+    codes = [run_module("train", str(absurd), "training.max_stps=3")]
+    broken = cases.pop("broken")
     report = {name: run_case(name, tree) for name, tree in cases.items()}
-    path = write_recipe(absurd, file.with_name("absurd.yaml"))
-    missing = path.with_name("missing.yaml") if PartialState().process_index else path
-    report["codes"] = [run_command(path), run_command(path, "--preview"), run_command(missing)]
+    missing = file.with_name("missing.yaml") if PartialState().process_index else absurd
+    report["codes"] = [
+        *codes,
+        run_command(absurd),
+        run_command(absurd, "--preview"),
+        run_command(missing),
+    ]
     Path(f"{sys.argv[2]}.{PartialState().process_index}").write_text(json.dumps(report))
     run_case("broken", broken)
 
