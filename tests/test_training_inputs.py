@@ -60,7 +60,9 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path):
 
 
 def test_a_damaged_result_is_made_again_from_the_last_checkpoint(tmp_path, base):
-    recipe = extension(tmp_path, base)
+    tree = extension_tree(tmp_path, base)
+    tree["training"]["max_steps"] = 2
+    recipe = parse_recipe(tree)
     weights = train(recipe).directory / "adapter_model.safetensors"
     before = weights.read_bytes()
     weights.write_bytes(b"")

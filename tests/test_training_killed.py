@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_runs import pretraining_tree, with_evaluation
+from tiny_runs import pretraining, pretraining_tree, with_evaluation
 
 from ropepatch.cli import main
-from ropepatch.training.recipe import load_recipe
 from ropepatch.training.runner import train
 
 BOMB = """
@@ -84,7 +83,8 @@ def result(root: Path) -> tuple[dict[str, torch.Tensor], list[tuple[int, float]]
 
 
 def test_a_run_killed_four_times_ends_as_an_undisturbed_one(tmp_path, capsys):
-    train(load_recipe(write_recipe(tmp_path / "undisturbed")))
+    (tmp_path / "undisturbed").mkdir()
+    train(pretraining(tmp_path / "undisturbed", threads=1))
     recipe = write_recipe(tmp_path / "killed")
     kill(MOMENTS, recipe)
     checkpoints = sorted((tmp_path / "killed").glob("run/checkpoint-*/SHA256SUMS"))
