@@ -1,11 +1,12 @@
 """Tiny models whose positions are score biases: ALiBi and T5's tables."""
 
-import copy
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
+from model_copies import copier
 from tiny_models import token_ids
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -84,13 +85,13 @@ def bias_model(
 
 
 @functools.cache
-def _model_to_copy(kind: str, attention: str | None) -> PreTrainedModel:
-    return bias_model(kind, attention=attention)
+def _copier(kind: str, attention: str | None) -> Callable[[], PreTrainedModel]:
+    return copier(bias_model(kind, attention=attention))
 
 
 def fresh_bias_model(kind: str, *, attention: str | None = None) -> PreTrainedModel:
     """The same as `bias_model(kind)`, faster: a copy of one that is built once."""
-    return copy.deepcopy(_model_to_copy(kind, attention))
+    return _copier(kind, attention)()
 
 
 def inputs(model: Any, ids: Tensor, mask: Tensor | None = None) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Tiny randomly initialised models, one for every architecture of the contract."""
 
-import copy
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from model_copies import copier
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 TRAINED_LENGTH = 32
@@ -80,13 +81,13 @@ def tiny_model(
 
 
 @functools.cache
-def _model_to_copy(kind: str, attention: str | None) -> PreTrainedModel:
-    return tiny_model(kind, attention=attention)
+def _copier(kind: str, attention: str | None) -> Callable[[], PreTrainedModel]:
+    return copier(tiny_model(kind, attention=attention))
 
 
 def fresh_model(kind: str, *, attention: str | None = None) -> PreTrainedModel:
     """The same as `tiny_model(kind)`, faster: a copy of one that is built once."""
-    return copy.deepcopy(_model_to_copy(kind, attention))
+    return _copier(kind, attention)()
 
 
 def token_ids(batch: int, length: int, *, seed: int = 0) -> torch.Tensor:

@@ -1,11 +1,12 @@
 """Tiny models with a learned table of absolute positions."""
 
-import copy
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
+from model_copies import copier
 from transformers import PreTrainedModel
 
 TRAINED_LENGTH = 32
@@ -78,10 +79,10 @@ def table_model(kind: str, *, length: int = TRAINED_LENGTH) -> PreTrainedModel:
 
 
 @functools.cache
-def _model_to_copy(kind: str) -> PreTrainedModel:
-    return table_model(kind)
+def _copier(kind: str) -> Callable[[], PreTrainedModel]:
+    return copier(table_model(kind))
 
 
 def fresh_table_model(kind: str) -> PreTrainedModel:
     """The same as `table_model(kind)`, faster: a copy of one that is built once."""
-    return copy.deepcopy(_model_to_copy(kind))
+    return _copier(kind)()
