@@ -7,6 +7,7 @@ them other rows.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from itertools import combinations
 
 import pytest
@@ -69,11 +70,18 @@ def values(parameters: Mapping[str, Sequence[object]], shift: int = 0) -> list[R
     return design.rows
 
 
+def _name(value: object) -> str | None:
+    """In the name of a test; None leaves it to pytest."""
+    if isinstance(value, tuple):
+        return "-".join(map(str, value))
+    return str(value) if is_dataclass(value) else None
+
+
 def each_pair(*, shift: int = 0, **parameters: Sequence[object]) -> pytest.MarkDecorator:
     """Parametrize a test so that every pair of values occurs."""
-    return pytest.mark.parametrize(tuple(parameters), pairs(parameters, shift))
+    return pytest.mark.parametrize(tuple(parameters), pairs(parameters, shift), ids=_name)
 
 
 def each_value(*, shift: int = 0, **parameters: Sequence[object]) -> pytest.MarkDecorator:
     """Parametrize a test so that every value occurs."""
-    return pytest.mark.parametrize(tuple(parameters), values(parameters, shift))
+    return pytest.mark.parametrize(tuple(parameters), values(parameters, shift), ids=_name)

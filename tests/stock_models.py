@@ -1,5 +1,6 @@
 """Models that transformers itself scales: the reference for factor 4, `rope_parameters` by hand."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -104,6 +105,7 @@ def scale(config: Any, layer_type: str | None, native: Callable[..., Any], dim: 
     config.rope_parameters = new if layer_type is None else {**parameters, layer_type: new}
 
 
+@functools.cache
 def stock_model(kind: str, method: str, *, attention: str | None = None) -> PreTrainedModel:
-    """The weights of `tiny_model(kind)` under positions that transformers itself scales."""
+    """The weights of `tiny_model(kind)` as transformers itself scales positions; shared, not to be changed."""
     return tiny_model(kind, attention=attention, config=scaled_config(kind, method))

@@ -4,8 +4,9 @@ import warnings
 
 import pytest
 import torch
+from covering import each_value
 from peft import LoraConfig, get_peft_model
-from replacement_cells import IDS, Cell, answers, fresh, placed, replaced
+from replacement_cells import IDS, Cell, answers, called, fresh, placed, replaced
 from safetensors.torch import load_file, save_file
 
 from ropepatch import (
@@ -129,8 +130,10 @@ def in_evaluation(cell):
     return adapted(cell, trained=False).eval()
 
 
-@EVERY_CELL
-@pytest.mark.parametrize("build", [lora_after, lora_before, all_frozen, all_trained, in_evaluation])
+@each_value(
+    cell=[*CELLS, *CELLS],
+    build=[lora_after, lora_before, all_frozen, all_trained, in_evaluation],
+)
 def test_nobody_is_told_of_what_trains_or_of_what_does_not_train_at_all(cell, build):
     model = build(cell).train(build is not in_evaluation)
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
@@ -138,13 +141,17 @@ def test_nobody_is_told_of_what_trains_or_of_what_does_not_train_at_all(cell, bu
     with warnings.catch_warnings():
         warnings.simplefilter("error", RopepatchWarning)
         inner(input_ids=IDS, use_cache=False, **more)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("error", RopepatchWarning)
-        adapted(cell, trained=False).train().get_base_model()(input_ids=IDS, **more)
 
 
 @EVERY_CELL
-@SAVED
+def test_nobody_is_told_where_no_gradient_is_asked_for(cell):
+    inner = adapted(cell, trained=False).train().get_base_model()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error", RopepatchWarning)
+        called(inner)
+
+
+@each_value(cell=CELLS, trained=[True, False])
 def test_an_adapter_brings_back_its_own_values_and_those_of_its_base(cell, trained, tmp_path):
     """A base that is patched anew starts elsewhere: values that were not trained come back, too."""
     model = adapted(cell, trained)
@@ -158,8 +165,7 @@ def test_an_adapter_brings_back_its_own_values_and_those_of_its_base(cell, train
         assert torch.equal(answers_of(loaded), answers_of(model))
 
 
-@EVERY_CELL
-@SAVED
+@each_value(cell=CELLS, trained=[True, False], shift=1)
 def test_a_merge_keeps_them(cell, trained, tmp_path):
     model = adapted(cell, trained)
     step(model)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from covering import each_pair, each_value
+from covering import each_value
 from decoding import CACHES, PADDINGS, answer, make_batch
 from stock_models import NATIVE, OPTIONS, has_native, scale, stock_model
 from tiny_models import (
@@ -43,7 +43,9 @@ def test_factor_one_leaves_logits_bit_identical(model, padding, cache):
         assert torch.equal(answer(model, batch, cache), before)
 
 
-@each_pair(model=KINDS_AND_ATTENTION, padding=PADDINGS, cache=CACHES)
+@each_value(
+    model=[*KINDS_AND_ATTENTION, *KINDS_AND_ATTENTION], padding=PADDINGS, cache=CACHES, shift=1
+)
 def test_factor_four_equals_transformers_own_yarn(model, padding, cache):
     kind, attention = model
     stock = stock_model(kind, "yarn", attention=attention)
@@ -97,7 +99,7 @@ def test_positions_matter_enough_to_the_logits_for_these_tests_to_mean_something
         assert (logits(model, ids) - before).abs().max() > 1e-3
 
 
-@each_pair(kind=KINDS, cache=["dynamic", "static"], padding=PADDINGS)
+@each_value(kind=[*KINDS, *KINDS], cache=["dynamic", "static"], padding=PADDINGS)
 def test_cached_decoding_equals_one_full_forward(kind, padding, cache):
     model = patch_model(fresh_model(kind), "yarn", factor=4)
     batch = make_batch(padding)
