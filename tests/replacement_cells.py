@@ -58,6 +58,25 @@ ABSOLUTE_CELLS += [Cell(kind, "alibi", {"directions": "split"}) for kind in ENCO
 CELLS = [*ROTARY_CELLS, *ALIBI_CELLS, *RELATIVE_CELLS, *ABSOLUTE_CELLS]
 
 
+def _one_of_each_path(kind: str, turn: int) -> list[Cell]:
+    """Of a rotary model, one method of each way in: biases, vectors, xpos and nothing at all.
+
+    All biases are added by one attention function and all vectors by one hook, whatever they are.
+    """
+    biases = [*ALIBI[1:], *BIASES]
+    vectors = [*TABLES, ("learned", {})]
+    chosen = [ALIBI[0], biases[turn % len(biases)], vectors[turn % len(vectors)]]
+    return [Cell(kind, *each) for each in (*chosen, ("xpos", {}), ("nope", {}))]
+
+
+def cells_of_every_path() -> list[Cell]:
+    """The whole table, but of rotary models all methods for two only, and those of each path for the rest."""
+    whole = ("llama", "gemma3_text")
+    cells = [cell for cell in CELLS if cell.kind not in tiny_models.KINDS or cell.kind in whole]
+    rest = (kind for kind in tiny_models.KINDS if kind not in whole)
+    return cells + [c for turn, kind in enumerate(rest) for c in _one_of_each_path(kind, turn)]
+
+
 def _few(cells: list[Cell], shift: int) -> list[Cell]:
     """Cells in which every kind and every method of the table occurs."""
     table = {(cell.kind, str(cell).removeprefix(cell.kind)): cell for cell in cells}

@@ -107,5 +107,5 @@ def scale(config: Any, layer_type: str | None, native: Callable[..., Any], dim: 
 
 @functools.cache
 def stock_model(kind: str, method: str, *, attention: str | None = None) -> PreTrainedModel:
-    """The weights of `tiny_model(kind)` as transformers itself scales positions; shared, not to be changed."""
+    """`tiny_model(kind)` with positions that transformers itself scales; shared, so not to be changed."""
     return tiny_model(kind, attention=attention, config=scaled_config(kind, method))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from covering import each_pair
 from dense_attention import bias_of, dense, make_case, ours, with_something_to_see
 from hand_scaled import press_slopes
 from tiny_bias_models import assert_near
@@ -38,48 +39,48 @@ def assert_right(case, way, dtype, slopes=None):
     assert_near(got, expected, TOLERANCE[dtype])
 
 
-@EVERY_WAY
-@EVERY_DTYPE
-@pytest.mark.parametrize("length", [7, 257])
-@pytest.mark.parametrize("padding", [False, True])
-def test_every_precision_equals_the_definition(bias, way, causal, dtype, length, padding):
+@each_pair(kernel=WAYS, dtype=list(TOLERANCE), length=[7, 257], padding=[False, True])
+def test_every_precision_equals_the_definition(kernel, dtype, length, padding):
+    bias, way, causal = kernel
     assert_right(make_case(bias, length, causal=causal, padding=padding, heads=2), way, dtype)
 
 
-@EVERY_WAY
-@pytest.mark.parametrize("length", [1, 255, 256, 530])
-@pytest.mark.parametrize("padding", [False, True])
-def test_every_length_equals_the_definition(bias, way, causal, length, padding):
+@each_pair(kernel=WAYS, length=[1, 255, 256, 530], padding=[False, True])
+def test_every_length_equals_the_definition(kernel, length, padding):
     """Around the 256 queries by which the kernels are split, and several of them with a rest."""
+    bias, way, causal = kernel
     case = make_case(bias, length, causal=causal, padding=padding, heads=3)
     assert_right(case, way, torch.float32)
 
 
-@pytest.mark.parametrize(("bias", "way", "causal"), [each for each in WAYS if each[2]])
-@EVERY_DTYPE
-@pytest.mark.parametrize(("queries", "past"), [(1, 300), (64, 200), (257, 9)])
-@pytest.mark.parametrize("padding", [False, True])
-def test_queries_after_cached_keys_equal_the_definition(
-    bias, way, causal, dtype, queries, past, padding
-):
+@each_pair(
+    kernel=[each for each in WAYS if each[2]],
+    dtype=list(TOLERANCE),
+    lengths=[(1, 300), (64, 200), (257, 9)],
+    padding=[False, True],
+)
+def test_queries_after_cached_keys_equal_the_definition(kernel, dtype, lengths, padding):
+    (bias, way, _), (queries, past) = kernel, lengths
     assert_right(make_case(bias, queries, past=past, padding=padding, heads=2), way, dtype)
 
 
-@EVERY_WAY
-@pytest.mark.parametrize("heads", [1, 6, 8])
-@pytest.mark.parametrize("one_key_head", [False, True])
-def test_every_number_of_heads_equals_the_definition(bias, way, causal, heads, one_key_head):
+@each_pair(kernel=WAYS, heads=[1, 6, 8], one_key_head=[False, True])
+def test_every_number_of_heads_equals_the_definition(kernel, heads, one_key_head):
+    bias, way, causal = kernel
     key_heads = 1 if one_key_head else heads
     case = make_case(bias, 70, heads=heads, key_heads=key_heads, causal=causal, padding=True)
     assert_right(case, way, torch.float32)
 
 
-@pytest.mark.parametrize(("bias", "causal"), [("alibi", True), ("table", True), ("table", False)])
-@EVERY_DTYPE
-@pytest.mark.parametrize("padding", [False, True])
+@each_pair(
+    kernel=[("alibi", True), ("table", True), ("table", False)],
+    dtype=list(TOLERANCE),
+    padding=[False, True],
+)
 @pytest.mark.usefixtures("uncompiled_flex")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_equals_the_definition(bias, causal, dtype, padding):
+def test_flex_equals_the_definition(kernel, dtype, padding):
+    bias, causal = kernel
     assert_right(make_case(bias, 130, causal=causal, padding=padding), "flex", dtype)
     if causal:
         assert_right(make_case(bias, 20, past=110, padding=padding), "flex", dtype)
@@ -91,10 +92,13 @@ def test_compiled_flex_equals_the_definition():
         assert_right(make_case("table", 70, causal=True, padding=True), "flex", torch.float32)
 
 
-@pytest.mark.parametrize("way", ["auto", "toeplitz", "folded", "eager", "blocks"])
-@EVERY_DTYPE
-@pytest.mark.parametrize(("queries", "past"), [(260, 0), (20, 100), (1, 200)])
-def test_every_row_gets_the_slopes_of_its_own_length(way, dtype, queries, past):
+@each_pair(
+    way=["auto", "toeplitz", "folded", "eager", "blocks"],
+    dtype=list(TOLERANCE),
+    lengths=[(260, 0), (20, 100), (1, 200)],
+)
+def test_every_row_gets_the_slopes_of_its_own_length(way, dtype, lengths):
+    queries, past = lengths
     method = make_method("dynamic_linear", factor=64)
     case = make_case("alibi", queries, past=past, padding=True, method=method)
     lengths = case.mask.sum(-1, keepdim=True).clamp(min=32)
@@ -118,9 +122,7 @@ def test_autocast_leaves_the_bias_in_float32(way, padding):
         assert torch.equal(ours(case, way), expected)
 
 
-@pytest.mark.parametrize("way", ["auto", "eager", "blocks"])
-@EVERY_DTYPE
-@pytest.mark.parametrize("padding", [False, True])
+@each_pair(way=["auto", "eager", "blocks"], dtype=list(TOLERANCE), padding=[False, True])
 def test_attention_without_a_bias_equals_the_definition(way, dtype, padding):
     """Cross-attention: more keys than queries, all in view."""
     case = make_case("none", 50, past=30, causal=False, padding=padding)

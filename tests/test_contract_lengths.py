@@ -4,7 +4,7 @@ import pytest
 import torch
 from covering import each_pair, each_value
 from decoding import PADDINGS, make_batch
-from loops import EVERY_KIND, EVERY_METHOD, METHODS, STATIC, dynamic, in_two_threads, options
+from loops import EVERY_METHOD, METHODS, STATIC, dynamic, in_two_threads, options
 from stock_models import by_divisors, scaled_config
 from tiny_models import KINDS, TRAINED_LENGTH, fresh_model, logits, tiny_model, token_ids
 
@@ -17,21 +17,20 @@ PADDED = {"padding": ["left", "right"], "positions": [True, False]}
 LONG, SHORT = 48, 30  # tokens; the tiny models are trained to 32
 
 
-@each_pair(kind=KINDS, method=METHODS, length=[1, SHORT, TRAINED_LENGTH])
+@each_value(kind=[*KINDS, *KINDS], method=METHODS, length=[1, SHORT, TRAINED_LENGTH])
 def test_a_row_of_at_most_the_trained_length_is_bit_identical_to_unpatched(kind, method, length):
     ids = token_ids(1, length)
     assert torch.equal(logits(dynamic(kind, method), ids), logits(fresh_model(kind), ids))
 
 
-@EVERY_KIND
-@EVERY_METHOD
+@each_value(kind=[*KINDS, *KINDS], method=METHODS, shift=1)
 def test_a_row_beyond_the_trained_length_is_scaled(kind, method):
     ids = token_ids(1, LONG)
     change = logits(dynamic(kind, method), ids) - logits(fresh_model(kind), ids)
     assert change.abs().max() > 1e-3
 
 
-@each_pair(kind=KINDS, method=METHODS, **PADDED)
+@each_value(kind=[*KINDS, *KINDS], method=METHODS, **PADDED)
 def test_a_short_row_beside_a_long_one_is_bit_identical_to_unpatched(
     kind, method, padding, positions
 ):
@@ -48,7 +47,7 @@ def test_a_short_row_beside_a_long_one_is_bit_identical_to_unpatched(
         assert torch.equal(ours[real], unpatched[real])
 
 
-@each_pair(kind=KINDS, method=METHODS, **PADDED, shift=1)
+@each_value(kind=[*KINDS, *KINDS], method=METHODS, **PADDED, shift=1)
 def test_a_padded_long_row_beside_a_longer_one_equals_itself_alone(
     kind, method, padding, positions
 ):
@@ -83,7 +82,7 @@ def test_a_row_equals_the_static_method_at_the_factor_of_its_length(kind, method
     )
 
 
-@each_pair(kind=KINDS, length=[SHORT, LONG], attention_factor=[1.0, 1.2])
+@each_value(kind=KINDS, length=[SHORT, LONG], attention_factor=[1.0, 1.2])
 def test_longrope_equals_transformers_own(kind, length, attention_factor):
     lists = options(kind, "longrope") | {"attention_factor": attention_factor}
     config = scaled_config(kind, "linear")
@@ -128,7 +127,7 @@ def assert_cached_equals_uncached(kind, method, decoding):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-@each_value(kind=[*KINDS, *KINDS], decoding=list(DECODING))
+@each_value(kind=KINDS, decoding=list(DECODING))
 def test_generate_is_the_same_with_and_without_cache_on_every_architecture(kind, decoding):
     assert_cached_equals_uncached(kind, "dynamic_ntk", decoding)
 

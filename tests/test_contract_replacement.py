@@ -3,7 +3,17 @@
 import pytest
 import torch
 from dense_replacements import dense_logits
-from replacement_cells import CELLS, IDS, answers, called, few_cells, fresh, placed, replaced
+from replacement_cells import (
+    CELLS,
+    IDS,
+    answers,
+    called,
+    cells_of_every_path,
+    few_cells,
+    fresh,
+    placed,
+    replaced,
+)
 from tiny_bias_models import assert_near
 from transformers import (
     AutoModelForCausalLM,
@@ -25,7 +35,7 @@ from ropepatch.errors import PatchVerificationError
 SHORT = IDS[:, :30]  # within the tables of the unpatched models
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", cells_of_every_path(), ids=str)
 def test_logits_are_those_of_the_definition(cell, monkeypatch):
     model = replaced(cell)
     with torch.no_grad():

@@ -139,7 +139,7 @@ def test_padding_between_tokens_is_nothing_where_no_distance_counts(cell):
     torch.testing.assert_close(read, answers(model, SHORT[1:, kept])[0], atol=2e-5, rtol=1e-4)
 
 
-COMPILED = [Cell("llama", "alibi"), Cell("llama", "xpos"), Cell("gemma3_text", "kerple_log")]
+COMPILED = [Cell("llama", "xpos"), Cell("gemma3_text", "kerple_log")]
 COMPILED += [Cell("gpt2", "t5_bias"), Cell("bert", "alibi")]
 
 

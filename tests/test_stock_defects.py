@@ -106,8 +106,8 @@ def test_the_patch_adds_falcons_bias_once_in_eager_kernels_too():
 @torch.no_grad()
 def test_stock_falcon_rounds_slopes_and_positions_to_bfloat16_and_the_patch_does_not():
     """Slopes of six heads have no short mantissa, and positions beyond 256 neither."""
-    ids = token_ids(1, 1500)
-    model, exact = falcon(6, 1500, num_hidden_layers=1)
+    ids = token_ids(1, 800)
+    model, exact = falcon(6, 800, num_hidden_layers=1)
     model.config._attn_implementation = "sdpa"
     expected = answers(exact, ids)
     assert error(answers(model, ids), expected) > 1e-3
@@ -116,8 +116,8 @@ def test_stock_falcon_rounds_slopes_and_positions_to_bfloat16_and_the_patch_does
 
 @torch.no_grad()
 def test_stock_bloom_rounds_its_bias_in_bfloat16_and_the_patch_does_not():
-    """The patch is no worse than a bias in float32 would be; stock's is off by 8 at 4000 tokens."""
-    ids = token_ids(1, 4100)
+    """The patch is no worse than a bias in float32 would be; stock's is off by 4 at 2000 tokens."""
+    ids = token_ids(1, 2100)
     sizes = {"n_layer": 1, "hidden_size": 16, "n_head": 2}
     model = bias_model("bloom", **sizes).to(torch.bfloat16)
     exact = exact_model(bias_model("bloom", **sizes).to(torch.bfloat16), alibi_attention(2))
