@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from covering import each_pair, each_value
 from hand_scaled import hand_scaled
 from tiny_bias_models import (
     ALIBI_KINDS,
@@ -28,7 +29,8 @@ KERNELS = [(kind, kernel) for kind in KINDS for kernel in ("auto", "toeplitz", "
 KERNELS += [(kind, "folded") for kind in ALIBI_KINDS]
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 EVERY_METHOD = pytest.mark.parametrize(("kind", "method"), METHODS)
-EVERY_PADDING = pytest.mark.parametrize("padding", ["none", "left", "right"])
+PADDINGS = ["none", "left", "right"]
+EVERY_PADDING = pytest.mark.parametrize("padding", PADDINGS)
 
 
 def stock(kind, attention=None):
@@ -41,9 +43,9 @@ def stock(kind, attention=None):
     return model
 
 
-@pytest.mark.parametrize(("kind", "kernel"), KERNELS)
-@EVERY_PADDING
-def test_factor_one_equals_stock(kind, kernel, padding):
+@each_value(case=KERNELS, padding=PADDINGS)
+def test_factor_one_equals_stock(case, padding):
+    kind, kernel = case
     # Eager and unscaled is stock's own code, with MPT's limit.
     stocks_limit = (kind, kernel) == ("mpt", "eager")
     ids, mask = padded(TRAINED_LENGTH if stocks_limit else LENGTH, padding)
@@ -52,9 +54,7 @@ def test_factor_one_equals_stock(kind, kernel, padding):
     assert_near(real(answers(model, ids, mask), mask), real(reference, mask))
 
 
-@pytest.mark.parametrize("kind", RELATIVE_KINDS)
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@EVERY_PADDING
+@each_pair(kind=RELATIVE_KINDS, attention=["eager", "sdpa"], padding=PADDINGS)
 def test_t5_at_factor_one_equals_each_of_stocks_implementations(kind, attention, padding):
     ids, mask = padded(LENGTH, padding)
     reference = answers(stock(kind, attention), ids, mask)
@@ -95,9 +95,9 @@ def test_scaling_changes_the_logits(kind, method):
     assert (scaled - unscaled).abs().max() > 1e-3
 
 
-@EVERY_METHOD
-@pytest.mark.parametrize("padding", ["left", "right"])
-def test_a_padded_row_equals_itself_alone(kind, method, padding):
+@each_value(case=METHODS, padding=["left", "right"])
+def test_a_padded_row_equals_itself_alone(case, padding):
+    kind, method = case
     ids, mask = padded(LENGTH, padding)
     model = patch_model(fresh_bias_model(kind), method, 4)
     kept = mask[1].bool()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from covering import each_pair, each_value
 from decoding import in_pieces, make_cache
 from tiny_bias_models import (
     ALIBI_KINDS,
@@ -25,14 +26,16 @@ ONE_BY_ONE = [0, *range(LENGTH - 3, LENGTH + 1)]  # a prefill, then three tokens
 CHUNKS = [0, 20, 33, 34, LENGTH]
 METHODS = [(kind, "linear") for kind in ONE_EACH] + [("bloom", "ntk"), ("t5", "log")]
 EVERY_METHOD = pytest.mark.parametrize(("kind", "method"), METHODS)
-EVERY_PADDING = pytest.mark.parametrize("padding", ["none", "left", "right"])
 
 
-@EVERY_METHOD
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("borders", [ONE_BY_ONE, CHUNKS], ids=["one by one", "chunks"])
-@EVERY_PADDING
-def test_a_cache_gives_the_logits_of_one_full_forward(kind, method, cache, borders, padding):
+@each_pair(
+    case=METHODS,
+    cache=["dynamic", "static"],
+    borders=[ONE_BY_ONE, CHUNKS],
+    padding=["none", "left", "right"],
+)
+def test_a_cache_gives_the_logits_of_one_full_forward(case, cache, borders, padding):
+    kind, method = case
     ids, mask = padded(LENGTH, padding)
     model = patch_model(fresh_bias_model(kind), method, 4)
     expected = real(answers(model, ids, mask), mask)
@@ -68,8 +71,7 @@ def test_greedy_decoding_is_the_same_with_any_cache_and_with_none(kind, method, 
     assert torch.equal(generated(model, ids, mask, cache_implementation="static"), uncached)
 
 
-@pytest.mark.parametrize("kind", ONE_EACH)
-@pytest.mark.parametrize("padding", ["none", "left"])
+@each_value(kind=ONE_EACH, padding=["none", "left"])
 def test_beam_search_is_the_same_with_and_without_a_cache(kind, padding):
     ids, mask = padded(TRAINED_LENGTH + 4, padding)
     model = patch_model(fresh_bias_model(kind), "linear", 4)
@@ -117,9 +119,11 @@ def test_dynamic_linear_has_no_memory_of_longer_calls(kind):
     assert torch.equal(answers(model, short), before)
 
 
-@pytest.mark.parametrize("kind", ALIBI_KINDS)
-@pytest.mark.parametrize("cache", [{}, {"use_cache": False}, {"cache_implementation": "static"}])
-@pytest.mark.parametrize("padding", ["none", "left"])
+@each_pair(
+    kind=ALIBI_KINDS,
+    cache=[{}, {"use_cache": False}, {"cache_implementation": "static"}],
+    padding=["none", "left"],
+)
 def test_dynamic_linear_keeps_one_scale_over_a_whole_request(kind, cache, padding):
     """Every score is that of the static method at the row's final length."""
     ids, mask = padded(TRAINED_LENGTH - 2, padding)

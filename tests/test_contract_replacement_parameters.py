@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from covering import each_value
 from dense_replacements import dense_logits
 from peft import LoraConfig, get_peft_model
 from replacement_cells import ALIBI, IDS, Cell, answers, fresh, placed, replaced
@@ -145,8 +146,7 @@ CHECKPOINTED += [cell for cell in NAMES if cell.kind in ("llama", "bloom", "t5",
 CHECKPOINTED += [Cell("llama", "xpos"), Cell("bert", "kerple_log")]
 
 
-@pytest.mark.parametrize("cell", CHECKPOINTED, ids=str)
-@pytest.mark.parametrize("use_reentrant", [False, True])
+@each_value(cell=CHECKPOINTED, use_reentrant=[False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(cell, use_reentrant):
     model = replaced(cell)
     for module in model.modules():
@@ -228,8 +228,7 @@ def test_beyond_a_limit_the_gradient_is_that_at_the_limit(way, training):
         assert torch.equal(got, expected)
 
 
-@WITH_PARAMETERS
-@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@each_value(cell=list(NAMES), how=["deepcopy", "pickle"])
 def test_copies_have_parameters_of_their_own(cell, how):
     model = replaced(cell)
     expected = answers(model)

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from covering import each_pair
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -40,9 +41,7 @@ def test_linear_divides_every_frequency_by_the_factor(geometry, factor):
     assert torch.equal(found, geometry.inv_freq / factor)
 
 
-@pytest.mark.parametrize("length", [256, 2048, 8192])
-@pytest.mark.parametrize("base", [1e4, 5e5])
-@pytest.mark.parametrize("name", SCALING)
+@each_pair(name=SCALING, base=[1e4, 5e5], length=[256, 2048, 8192])
 def test_factor_1_leaves_frequencies_and_softmax_bit_identical(name, base, length):
     geometry = RotaryGeometry(dim=64, base=base, original_max_position_embeddings=length)
     found = make_method(name, factor=1, **NEUTRAL.get(name, {})).rotary(geometry)
@@ -69,7 +68,11 @@ def test_dynamic_methods_at_the_target_length_equal_the_static_ones(name, geomet
     assert float(dynamic.attention_factor) == pytest.approx(float(static.attention_factor))
 
 
-@given(lengths=st.lists(st.lists(st.integers(1, 65536), min_size=3, max_size=3), min_size=1))
+@given(
+    lengths=st.lists(
+        st.lists(st.integers(1, 65536), min_size=3, max_size=3), min_size=1, max_size=4
+    )
+)
 @pytest.mark.parametrize("name", LENGTH_DEPENDENT)
 def test_a_batch_of_lengths_equals_one_by_one(name, lengths):
     method = make_method(name, factor=4, **(LISTS if name == "longrope" else {}))
