@@ -1,5 +1,6 @@
 """The table of replacements: every model and every method that may take its encoding's place."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +86,18 @@ def _few(cells: list[Cell], shift: int) -> list[Cell]:
     met = {name for row in rows for name in row}
     rows += [row for row in table if not met.issuperset(row)]
     return [table[row] for row in rows]
+
+
+def crossed(cells: list[Cell], ways: Sequence[object], shift: int = 0) -> list[tuple[Any, ...]]:
+    """Each cell with one of two ways, so that every kind and every method meets both where it can."""
+    kinds = list(dict.fromkeys(cell.kind for cell in cells))
+    methods = list(dict.fromkeys(str(cell).removeprefix(cell.kind) for cell in cells))
+    places = [
+        kinds.index(cell.kind) + methods.index(str(cell).removeprefix(cell.kind)) for cell in cells
+    ]
+    return [
+        (cell, ways[(place + shift) % len(ways)]) for cell, place in zip(cells, places, strict=True)
+    ]
 
 
 def few_cells(shift: int = 0) -> list[Cell]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from covering import each_pair, each_value
+from covering import each_pair, pairs
 from hand_scaled import hand_scaled
 from tiny_bias_models import (
     ALIBI_KINDS,
@@ -25,11 +25,13 @@ from ropepatch import patch_info, patch_model, patched, verify
 LENGTH = 48  # beyond the trained length, 32
 METHODS = [(kind, method) for kind in ALIBI_KINDS for method in ("linear", "ntk", "dynamic_linear")]
 METHODS += [(kind, method) for kind in RELATIVE_KINDS for method in ("linear", "log")]
-KERNELS = [(kind, kernel) for kind in KINDS for kernel in ("auto", "toeplitz", "eager")]
-KERNELS += [(kind, "folded") for kind in ALIBI_KINDS]
+SOME_KERNELS = ["auto", "toeplitz", "eager"]
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 EVERY_METHOD = pytest.mark.parametrize(("kind", "method"), METHODS)
 PADDINGS = ["none", "left", "right"]
+KERNELS = pairs(
+    {"kind": ALIBI_KINDS, "kernel": [*SOME_KERNELS, "folded"], "padding": PADDINGS}
+) + pairs({"kind": RELATIVE_KINDS, "kernel": SOME_KERNELS, "padding": PADDINGS})
 EVERY_PADDING = pytest.mark.parametrize("padding", PADDINGS)
 
 
@@ -43,9 +45,8 @@ def stock(kind, attention=None):
     return model
 
 
-@each_value(case=KERNELS, padding=PADDINGS)
-def test_factor_one_equals_stock(case, padding):
-    kind, kernel = case
+@pytest.mark.parametrize(("kind", "kernel", "padding"), KERNELS)
+def test_factor_one_equals_stock(kind, kernel, padding):
     # Eager and unscaled is stock's own code, with MPT's limit.
     stocks_limit = (kind, kernel) == ("mpt", "eager")
     ids, mask = padded(TRAINED_LENGTH if stocks_limit else LENGTH, padding)
@@ -95,9 +96,9 @@ def test_scaling_changes_the_logits(kind, method):
     assert (scaled - unscaled).abs().max() > 1e-3
 
 
-@each_value(case=METHODS, padding=["left", "right"])
-def test_a_padded_row_equals_itself_alone(case, padding):
-    kind, method = case
+@EVERY_METHOD
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_a_padded_row_equals_itself_alone(kind, method, padding):
     ids, mask = padded(LENGTH, padding)
     model = patch_model(fresh_bias_model(kind), method, 4)
     kept = mask[1].bool()

@@ -7,7 +7,6 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_submodules
-from covering import each_value
 from peft import LoraConfig, get_peft_model
 from tiny_bias_models import (
     KINDS,
@@ -82,9 +81,9 @@ def test_the_state_dict_does_not_change(kind):
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-@each_value(pair=PAIRS, how=["deepcopy", "pickle"])
-def test_copies_are_patched_alike_and_independent(pair, how):
-    kind, method = pair
+@EVERY_METHOD
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_copies_are_patched_alike_and_independent(kind, method, how):
     model = fresh_bias_model(kind)
     before = snapshot(model)
     scaled = answers(patch_model(model, method, 4), LONG)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from covering import each_value
 from peft import LoraConfig, get_peft_model
-from replacement_cells import IDS, Cell, answers, called, fresh, placed, replaced
+from replacement_cells import IDS, Cell, answers, called, crossed, fresh, placed, replaced
 from safetensors.torch import load_file, save_file
 
 from ropepatch import (
@@ -151,7 +151,7 @@ def test_nobody_is_told_where_no_gradient_is_asked_for(cell):
         called(inner)
 
 
-@each_value(cell=CELLS, trained=[True, False])
+@pytest.mark.parametrize(("cell", "trained"), crossed(CELLS, [True, False]), ids=str)
 def test_an_adapter_brings_back_its_own_values_and_those_of_its_base(cell, trained, tmp_path):
     """A base that is patched anew starts elsewhere: values that were not trained come back, too."""
     model = adapted(cell, trained)
@@ -165,7 +165,7 @@ def test_an_adapter_brings_back_its_own_values_and_those_of_its_base(cell, train
         assert torch.equal(answers_of(loaded), answers_of(model))
 
 
-@each_value(cell=CELLS, trained=[True, False], shift=1)
+@pytest.mark.parametrize(("cell", "trained"), crossed(CELLS, [True, False], 1), ids=str)
 def test_a_merge_keeps_them(cell, trained, tmp_path):
     model = adapted(cell, trained)
     step(model)

@@ -4,9 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from covering import each_pair, each_value
+from covering import each_pair
 from decoding import in_pieces, make_cache
-from replacement_cells import FACTOR, IDS, LENGTH, ON_ROTARY, Cell, answers, fresh, replaced
+from replacement_cells import (
+    FACTOR,
+    IDS,
+    LENGTH,
+    ON_ROTARY,
+    Cell,
+    answers,
+    crossed,
+    fresh,
+    replaced,
+)
 from tiny_bias_models import RELATIVE_KINDS, assert_near, padded, real
 from tiny_models import KINDS, tiny_model
 from tiny_table_models import CAUSAL_KINDS, ENCODER_KINDS
@@ -41,6 +51,8 @@ TABLE = [
 CAUSAL_TABLE = [cell for cell in TABLE if cell.kind in CAUSAL_KINDS]
 # Stock OPT does not take position_ids for document borders.
 PACKING = [cell for cell in CAUSAL_TABLE if cell.kind != "opt"]
+CACHE_AND_PADDING = [("dynamic", "left"), ("static", "none")]
+GENERATING = [*SOME_ROTARY[:12], *ALIBI, *RELATIVE, *CAUSAL_TABLE]
 DECODERS = [*ALL_ROTARY, *ALIBI, *RELATIVE, *CAUSAL_TABLE]
 
 
@@ -78,18 +90,19 @@ def test_every_method_gives_the_same_with_every_cache_and_padding(cell, kind, ca
     assert_cache_agrees(replace(cell, kind=kind), cache, padding)
 
 
-@each_value(cell=DECODERS, way=[("dynamic", "left"), ("static", "none")])
+@pytest.mark.parametrize(("cell", "way"), crossed(DECODERS, CACHE_AND_PADDING), ids=str)
 def test_every_architecture_gives_the_same_with_a_cache(cell, way):
     assert_cache_agrees(cell, *way)
 
 
 # Encoders with a table count padding as positions, before a patch as after it.
 OF_ENCODERS = [c for c in TABLE if c.kind in ENCODER_KINDS and c.method == "kerple_log"]
-LEFT = [(cell, "left") for cell in [*SOME_ROTARY[::2], *DECODERS, *OF_ENCODERS]]
-RIGHT = [(cell, "right") for cell in [*SOME_ROTARY[1::2], *ALIBI, *RELATIVE, *TABLE]]
+LEFT = [(cell, "left") for cell in [*DECODERS, *OF_ENCODERS]]
+RIGHT = [(cell, "right") for cell in [*ALIBI, *RELATIVE, *TABLE]]
+ROTARY = crossed(SOME_ROTARY, ["left", "right"])
 
 
-@pytest.mark.parametrize(("cell", "padding"), LEFT + RIGHT, ids=str)
+@pytest.mark.parametrize(("cell", "padding"), ROTARY + LEFT + RIGHT, ids=str)
 def test_a_padded_row_equals_itself_alone(cell, padding):
     ids, mask = padded(LENGTH, padding)
     model = replaced(cell)
@@ -115,7 +128,7 @@ def test_packed_documents_do_not_see_each_other(cell):
             assert_near(packed[row, first:last], alone)
 
 
-@each_value(cell=[*SOME_ROTARY[:12], *ALIBI, *RELATIVE, *CAUSAL_TABLE], padding=["none", "left"])
+@pytest.mark.parametrize(("cell", "padding"), crossed(GENERATING, ["none", "left"]), ids=str)
 def test_greedy_decoding_is_the_same_with_any_cache_and_with_none(cell, padding):
     """From within the trained length to beyond it."""
     ids, mask = padded(28, padding)
@@ -149,7 +162,7 @@ def test_a_static_cache_of_a_window_alone_decodes_a_padded_row_as_by_itself(meth
     assert torch.equal(together[1, 10:], alone[0])
 
 
-@pytest.mark.parametrize("cell", [*SOME_ROTARY[:12], *ALIBI, *RELATIVE, *CAUSAL_TABLE], ids=str)
+@pytest.mark.parametrize("cell", GENERATING, ids=str)
 def test_embeddings_may_be_given_in_place_of_tokens(cell):
     model = replaced(cell)
     expected = answers(model)

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from covering import each_value
-from replacement_cells import ALIBI, BIASES, Cell, fresh, placed, replaced
+from replacement_cells import ALIBI, BIASES, Cell, crossed, fresh, placed, replaced
 from tiny_models import token_ids
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -72,7 +71,7 @@ def trained(cell):
     return replaced(cell, factor=FACTOR)
 
 
-@each_value(cell=CELLS, padding=["none", "padded"])
+@pytest.mark.parametrize(("cell", "padding"), crossed(CELLS, ["none", "padded"]), ids=str)
 def test_training_makes_no_matrix_of_queries_and_keys(cell, padding):
     model = trained(cell)
     assert largest_in_training(model, padding) < MATRIX
@@ -87,7 +86,7 @@ def test_packed_documents_make_no_matrix_of_queries_and_keys(cell):
     assert largest_in_training(trained(cell), "packed") < MATRIX
 
 
-@each_value(cell=CELLS, padding=["none", "padded"], shift=1)
+@pytest.mark.parametrize(("cell", "padding"), crossed(CELLS, ["none", "padded"], 1), ids=str)
 def test_inference_makes_no_matrix_of_queries_and_keys(cell, padding):
     model = trained(cell)
     given = inputs(model, padding)

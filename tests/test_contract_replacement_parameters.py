@@ -9,7 +9,7 @@ import torch
 from covering import each_value
 from dense_replacements import dense_logits
 from peft import LoraConfig, get_peft_model
-from replacement_cells import ALIBI, IDS, Cell, answers, fresh, placed, replaced
+from replacement_cells import ALIBI, IDS, Cell, answers, crossed, fresh, placed, replaced
 from safetensors.torch import load_file
 from tiny_bias_models import assert_near, padded
 from tiny_models import KINDS, tiny_model, token_ids
@@ -146,7 +146,7 @@ CHECKPOINTED += [cell for cell in NAMES if cell.kind in ("llama", "bloom", "t5",
 CHECKPOINTED += [Cell("llama", "xpos"), Cell("bert", "kerple_log")]
 
 
-@each_value(cell=CHECKPOINTED, use_reentrant=[False, True])
+@pytest.mark.parametrize(("cell", "use_reentrant"), crossed(CHECKPOINTED, [False, True]), ids=str)
 def test_gradient_checkpointing_gives_the_same_gradients(cell, use_reentrant):
     model = replaced(cell)
     for module in model.modules():

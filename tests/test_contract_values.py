@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from covering import each_value
+from covering import each_pair, each_value
 from decoding import CACHES, PADDINGS, answer, make_batch
 from stock_models import NATIVE, OPTIONS, has_native, scale, stock_model
 from tiny_models import (
@@ -99,7 +99,7 @@ def test_positions_matter_enough_to_the_logits_for_these_tests_to_mean_something
         assert (logits(model, ids) - before).abs().max() > 1e-3
 
 
-@each_value(kind=[*KINDS, *KINDS], cache=["dynamic", "static"], padding=PADDINGS)
+@each_pair(kind=KINDS, cache=["dynamic", "static"], padding=PADDINGS)
 def test_cached_decoding_equals_one_full_forward(kind, padding, cache):
     model = patch_model(fresh_model(kind), "yarn", factor=4)
     batch = make_batch(padding)
