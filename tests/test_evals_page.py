@@ -4,6 +4,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -191,11 +192,22 @@ def test_page_and_json_tell_the_same_verdicts(made, verdicts, tmp_path):
     assert len(ids) == len(set(ids))
 
 
+def attributes(page):
+    """Names of all attributes of its elements."""
+    found = set()
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, pairs: found.update(name for name, _ in pairs)
+    parser.feed(page)
+    assert "aria-label" in found
+    return found
+
+
 def test_names_with_markup_stay_names_everywhere(tmp_path):
-    evil = '<script>alert(1)</script>"&'
+    evil = '<script>alert(1)</script>" onload="alert(2)"&'
     base, other = candidate("base"), candidate(evil, patch=patch(evil, 4), seed=1)
     stage_list = [base, other, *(candidate(f"{evil}{n}", seed=n) for n in range(5))]
     judged = [judge(base, each) for each in stage_list[1:]]
     page = write_report(stage_list, [], tmp_path, title=evil, verdicts=judged).read_text()
     assert "<script" not in page
     assert "alert(1)</script>" not in page
+    assert "onload" not in attributes(page)

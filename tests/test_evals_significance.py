@@ -55,6 +55,11 @@ def test_equal_losses_show_nothing():
     assert p_above(np.zeros(40), np.arange(40)) == 1.0
 
 
+def test_a_pattern_that_no_draw_reaches_is_not_impossible():
+    # All of 40 documents agree: the one pattern that was found is among the 20 000 drawn and itself.
+    assert p_above(np.ones(40), np.arange(40)) == 1 / 20_001
+
+
 def test_many_documents_agree_with_the_normal_tail():
     values = np.random.default_rng(0).normal(size=200)
     values += 2.0 / math.sqrt(200) - values.mean()
