@@ -1,6 +1,8 @@
 # Everything sets itself up: `make demo` and `make test` need Python ≥ 3.11, git and make, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
+# A file to a process, as tests of one file share what takes long to make; in the order of tests/conftest.py.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast lint clean
 
@@ -15,11 +17,11 @@ demo: .venv/installed
 
 # One worker and one thread for each core: torch's own threads only get in each other's way.
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	$(PYTEST)
 
 # Unit tests, and one model of each mechanism in the contracts.
 test-fast: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not thorough"
+	$(PYTEST) -m "not thorough"
 
 lint: .venv/installed
 	$(BIN)/ruff check

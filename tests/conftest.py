@@ -12,7 +12,7 @@ import torch
 # `make test-fast` leaves out what is marked `thorough` here: files whose tests take seconds each, as they
 # train, compile, start processes or read much text, and all models of a contract but one of a mechanism.
 _SLOW = """
-benchmarks biased_attention biased_attention_training cli_compare cli_train compiled_loops
+benchmarks biased_attention biased_attention_training cli_closed_output cli_compare cli_train compiled_loops
 conversions contract_companions contract_replacement_memory core_install evals_answers
 evals_browser evals_calibration evals_long_ppl evals_pilot extrapolation fitting lm_eval
 measure_dynamic measure_families pictures precision recipes training_before_after
@@ -39,7 +39,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what `make test-fast` leaves out."""
+    """Mark what `make test-fast` leaves out, and begin with it, so that processes end together."""
+    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
     for item in items:
         if item.path.name in SLOW_FILES or _model(item) not in {None, *REPRESENTATIVES}:
             item.add_marker(pytest.mark.thorough)

@@ -77,15 +77,11 @@ def short(conversions, monkeypatch, tmp_path):
     return conversions
 
 
-def test_what_was_measured_is_not_measured_again(short, monkeypatch):
+def test_a_checkpoint_is_measured_once_and_is_lost_past_its_trained_length(short, monkeypatch):
     first = short.scores_of("unpatched", 1)
     monkeypatch.setattr(short, "measure", None)
     np.testing.assert_equal(vars(short.scores_of("unpatched", 1)), vars(first))
-
-
-def test_the_checkpoint_is_lost_past_its_trained_length(short):
-    losses = short.scores_of("unpatched", 1).losses
-    assert losses[512].mean() > losses[256].mean() + 0.5
+    assert first.losses[512].mean() > first.losses[256].mean() + 0.5
 
 
 def test_a_fit_is_measured_beside_the_patch_alone(short):
