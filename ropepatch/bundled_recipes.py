@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ropepatch.errors import ConfigError
 from ropepatch.spelling import did_you_mean
+from ropepatch.whole_files import replaced_directory, write_whole
 
 _BUNDLED_PATH = re.compile(r"(?<=path: )recipes/\S+")
 _EXTENDS = re.compile(r"^extends: (\S+)$", re.MULTILINE)
@@ -67,11 +68,13 @@ def copy_bundled(name: str, directory: Path) -> list[Path]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            return [Path(shutil.copytree(source, target))]
+            with replaced_directory(target, instead_of=()) as written:
+                shutil.copytree(source, written, dirs_exist_ok=True)
+            return [target]
         return _copy_recipe(source, directory)
     except OSError as error:
         raise ConfigError(
-            f"{name} cannot be copied to {directory} ({error.strerror}); name a directory that can "
+            f"{name} cannot be copied to {directory} ({error.strerror or error}); name a directory that can "
             "be written"
         ) from error
 
@@ -80,7 +83,7 @@ def _copy_recipe(source: Path, directory: Path) -> list[Path]:
     """Copy a recipe and, where it is not there yet, the one that it extends."""
     target = directory / source.name
     text = source.read_text(encoding="utf-8")
-    target.write_text(_adapted(text, source, target), encoding="utf-8")
+    write_whole(target, _adapted(text, source, target))
     base = _EXTENDS.search(text)
     if base is None or (directory / base.group(1)).exists():
         return [target]

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from ropepatch.adapters.pretrained import pretrained_model, trained_length
 from ropepatch.checkpoint.opening import open_to_measure, open_tokenizer
 from ropepatch.corpus import Document, RetrievalVocabulary, load_documents
 from ropepatch.description import require_length
-from ropepatch.errors import ConfigError, DataError, MissingExtraError, UnsupportedModelError
+from ropepatch.errors import (
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    RopepatchWarning,
+    UnsupportedModelError,
+)
 from ropepatch.evals import Evaluation, Plan, plan_evaluation, print_table, write_report
 from ropepatch.evals.candidates import Candidate, Tell, measure_candidates, reading_work
 from ropepatch.evals.ledger import dtype_in_words, protocol_settings, reason_for_dtype
@@ -128,7 +135,7 @@ class _Run:
         try:
             print(write_report(stages, differences, self.directory, title=title, verdicts=verdicts))
         except MissingExtraError as error:  # all else is measured, printed and written
-            print(error)
+            warnings.warn(str(error), RopepatchWarning, stacklevel=1)
 
     def _measure(self) -> tuple[list[Evaluation], Plan]:
         with ShareProgress(f"measure {self.name}") as progress:

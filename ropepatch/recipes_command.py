@@ -8,7 +8,7 @@ from ropepatch.bundled_recipes import bundled_checkpoints, bundled_recipes, copy
 
 
 def add_recipes(parser: argparse.ArgumentParser) -> None:
-    """Nothing lists; `copy NAME [DIR]` copies."""
+    """Add the action `copy NAME [DIR]`; without an action the command lists."""
     actions = parser.add_subparsers(metavar="copy", dest="action")
     purpose = "copy a recipe, or a checkpoint, to change and run it"
     copy = actions.add_parser("copy", help=purpose, description=purpose)
@@ -19,7 +19,7 @@ def add_recipes(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """List, or copy and tell how to run the copy."""
+    """List, or copy and print the command that runs the copy."""
     if options.action is None:
         return _list()
     written = copy_bundled(options.name, options.directory)

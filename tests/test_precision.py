@@ -14,8 +14,10 @@ from ropepatch.adapters.pretrained import fast_weights, in_fast_dtype
 from ropepatch.errors import ConfigError, RopepatchWarning
 from ropepatch.evals.ledger import dtype_in_words
 from ropepatch.precision import choose_precision, relative_time
+from ropepatch.training import runner
 from ropepatch.training.plan import plan_text
 from ropepatch.training.recipe import parse_recipe, recipe_tree
+from ropepatch.training.run_precision import run_precision
 from ropepatch.training.runner import TrainingInterrupted, train
 
 CPU = torch.device("cpu")
@@ -88,9 +90,7 @@ def test_a_run_keeps_its_precision_on_another_machine_and_says_so(tmp_path, mach
     with pytest.raises(TrainingInterrupted):
         train(recipe, callbacks=[StopAt(3, KeyboardInterrupt())], announce=said.append)
     machine(then)
-    expected = [pytest.warns(RopepatchWarning, match="30 times"), warnings.catch_warnings()]
-    with expected[first > 1]:
-        train(recipe, announce=said.append)
+    train(recipe, announce=said.append)
     began = "bf16" if first < 1 else "fp32"
     sessions = json.loads((tmp_path / "run" / "environment.json").read_text())["sessions"]
     assert [session["precision"] for session in sessions] == [began, began]
@@ -113,7 +113,7 @@ def test_autocast_runs_in_the_precision_that_was_chosen(tmp_path, machine):
     assert dtypes == {torch.bfloat16}
 
 
-def test_a_run_of_an_earlier_version_keeps_the_bf16_of_its_recipe(tmp_path, machine):
+def test_a_run_of_an_earlier_version_keeps_the_bf16_of_its_recipe(tmp_path, machine, monkeypatch):
     recipe = pretraining(tmp_path, precision="auto", max_steps=4)
     machine(0.5)
     with pytest.raises(TrainingInterrupted):
@@ -126,9 +126,21 @@ def test_a_run_of_an_earlier_version_keeps_the_bf16_of_its_recipe(tmp_path, mach
     text = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(text.replace("  precision: auto\n", "  bf16: true\n"))
     machine(2.0)
+    with (
+        monkeypatch.context() as change
+    ):  # a start that ends early leaves the recipe of this version
+        change.setattr(runner, "load_model", lambda *arguments, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(recipe)
     train(recipe)
     record = json.loads((run / "environment.json").read_text())
     assert record["sessions"][1]["precision"] == "bf16"
+
+
+def test_a_run_that_began_in_fp16_does_not_go_on_on_a_cpu(tmp_path):
+    recipe = pretraining(tmp_path, precision="auto")
+    with pytest.raises(ConfigError, match="the run began in fp16, which needs a GPU"):
+        run_precision(recipe, "fp16")
 
 
 def test_another_precision_is_another_run(tmp_path, machine):

@@ -1,15 +1,19 @@
 """A loss, a gradient or a weight that is not finite ends a run before it is saved."""
 
 import json
+import math
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_runs import pretraining, pretraining_tree
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from ropepatch.errors import NonFiniteError
+from ropepatch.training.finite_trainer import FiniteTrainer
 from ropepatch.training.recipe import parse_recipe
 from ropepatch.training.runner import train
 
@@ -137,3 +141,17 @@ def test_a_run_that_broke_off_goes_on_from_its_last_good_checkpoint(tmp_path):
         for path in (train(recipe).directory, undisturbed.directory)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("scale", "stops"), [(2.0, False), (1.0, False), (0.5, True)])
+def test_in_fp16_a_gradient_that_no_scale_makes_finite_stops_the_run(monkeypatch, scale, stops):
+    """The scaler halves its scale at every step that overflows, from 65536."""
+    trainer = FiniteTrainer.__new__(FiniteTrainer)
+    trainer.accelerator = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: scale))
+    trainer.args = SimpleNamespace(gradient_accumulation_steps=1)
+    trainer.state = SimpleNamespace(global_step=17)
+    monkeypatch.setattr(Trainer, "_get_grad_norm", lambda *arguments, **options: math.inf)
+    monkeypatch.setattr(FiniteTrainer, "_sequences", lambda *arguments: "sequence 0")
+    expected = pytest.raises(NonFiniteError, match="step 18 is inf") if stops else nullcontext()
+    with expected:
+        trainer._get_grad_norm(torch.nn.Linear(1, 1))

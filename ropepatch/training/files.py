@@ -66,7 +66,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _hint(path: Path) -> str:
-    """Where a file that is not there may be instead."""
+    """Suggest a recipe in place of a file that does not exist."""
     bundled = path.as_posix().removeprefix("recipes/").removesuffix(".yaml")
     if bundled in bundled_recipes():
         return f"; run `ropepatch recipes copy {bundled}` for the recipe of that name"

@@ -51,8 +51,11 @@ class FiniteTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        if self.accelerator.scaler is not None:
-            return norm  # fp16: the scaler leaves out a step that overflows, and lowers its scale
+        scaler = self.accelerator.scaler
+        # fp16: the scaler leaves out a step that overflows, and halves its scale. With a scale below
+        # 1 the gradient itself is not finite.
+        if scaler is not None and scaler.get_scale() >= 1.0:
+            return norm
         # DeepSpeed has none to tell before its first step.
         if norm is not None and not math.isfinite(value := float(norm)):
             batches = self.args.gradient_accumulation_steps

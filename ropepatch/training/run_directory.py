@@ -22,7 +22,7 @@ from ropepatch.training.recipe import (
     recipe_tree,
     recipe_yaml,
 )
-from ropepatch.training.run_precision import precision_at_start
+from ropepatch.training.run_precision import precision_at_start, with_precision
 from ropepatch.whole_files import write_whole
 
 _STAGING = ".staging-"
@@ -62,9 +62,16 @@ class RunDirectory:
             with tempfile.TemporaryFile(dir=self.path):
                 pass
             # Of a run that goes on, too: what may differ is as it was asked for last.
-            write_whole(self.path / "recipe.yaml", recipe_yaml(self.recipe))
+            write_whole(self.path / "recipe.yaml", recipe_yaml(self._recipe_to_keep()))
         except OSError as error:
             raise self._unwritable(error) from None
+
+    def _recipe_to_keep(self) -> Recipe:
+        """The recipe; of a run that began with 0.1, with its precision, which only the old file says."""
+        began = precision_at_start(self.path) if any(self.path.glob("checkpoint-*")) else None
+        if began is None or self.recipe.training.precision != "auto":
+            return self.recipe
+        return with_precision(self.recipe, began)
 
     def _unwritable(self, error: OSError) -> CheckpointError:
         return CheckpointError(

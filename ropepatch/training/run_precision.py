@@ -8,6 +8,7 @@ from typing import cast
 import torch
 import yaml
 
+from ropepatch.errors import ConfigError
 from ropepatch.precision import DTYPES, Precision, PrecisionChoice, choose_precision, warn_if_slow
 from ropepatch.training.checkpoints import checkpoints
 from ropepatch.training.recipe import Recipe
@@ -21,15 +22,19 @@ def run_precision(recipe: Recipe, began: Precision | None) -> PrecisionChoice:
     Raises ConfigError for fp16 on a CPU.
     """
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    warn_if_slow(f"model.dtype: {recipe.model.dtype}", getattr(torch, recipe.model.dtype), device)
+    dtype = recipe.model.dtype
+    warn_if_slow(f"model.dtype: {dtype}", getattr(torch, dtype), device, instead="float32")
     option = recipe.training.precision
     if began is None or option != "auto":
         return choose_precision(option, device)
     here = choose_precision("auto", device)
     if here.precision == began:
         return here
-    kept = choose_precision(began, device)
-    return dataclasses.replace(kept, reason=f"as the run began; a new one would take {here}")
+    if began == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "the run began in fp16, which needs a GPU; go on with it on a GPU, or choose another output_dir"
+        )
+    return PrecisionChoice(began, f"as the run began; a new one would take {here}")
 
 
 def planned_precision(recipe: Recipe) -> PrecisionChoice:
@@ -70,7 +75,11 @@ def _sessions(path: Path) -> list[dict[str, object]]:
 
 def _precision_of_old_recipe(path: Path) -> Precision | None:
     try:
-        bf16 = yaml.safe_load(path.read_text(encoding="utf-8"))["training"]["bf16"]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        training = yaml.safe_load(path.read_text(encoding="utf-8"))["training"]
+        if (
+            training.get("precision") in DTYPES
+        ):  # a start of this version that ended before its first step
+            return cast(Precision, training["precision"])
+        return "bf16" if training["bf16"] is True else "fp32"
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError):
         return None
-    return "bf16" if bf16 is True else "fp32"

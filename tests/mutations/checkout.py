@@ -61,7 +61,8 @@ class Checkout:
         detail = "\n".join(output.splitlines()[-25:])
         if code == 0:
             return Outcome("passed")
-        if code != 1 or not lines or any(kind in _BROKEN for kind in first["exceptions"]):
+        # pytest ends with 1 at a failure, and with 2 where xdist stops its workers for it.
+        if code not in (1, 2) or not lines or any(kind in _BROKEN for kind in first["exceptions"]):
             return Outcome("broken", first["test"], detail)
         return Outcome("failed", first["test"], detail)
 

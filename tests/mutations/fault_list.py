@@ -95,4 +95,6 @@ def record_reference(commit: str, name: str, test: str | None) -> None:
     found_by = {name: test for name, test in found_by.items() if name in known}
     content = {"commit": commit, "found_by": dict(sorted(found_by.items()))}
     head = "# What the suite of this commit finds; null: not found. Written by run.py --record.\n"
-    REFERENCE.write_text(head + yaml.safe_dump(content, sort_keys=False, width=1000), "utf-8")
+    aside = REFERENCE.with_suffix(".new")
+    aside.write_text(head + yaml.safe_dump(content, sort_keys=False, width=1000), "utf-8")
+    aside.replace(REFERENCE)

@@ -91,7 +91,7 @@ def _run_all(faults: list[Fault], checkout: Checkout, options: argparse.Namespac
 
 
 def _try(fault: Fault, checkout: Checkout, options: argparse.Namespace) -> Outcome:
-    """Whether the tests find one fault."""
+    """Run the tests on one fault."""
     arguments = shlex.split(options.suite) if options.suite else fault.arguments()
     with checkout.with_fault(fault):
         outcome = checkout.run(arguments)
