@@ -57,7 +57,13 @@ def copy_bundled(name: str, directory: Path) -> list[Path]:
     name = name.removesuffix(".yaml")
     recipes, checkpoints = bundled_recipes(), bundled_checkpoints()
     if name not in recipes and name not in checkpoints:
-        hint = did_you_mean(name, [*recipes, *checkpoints], quoted=False)
+        known = [*recipes, *checkpoints]
+        same = [each for each in known if Path(each).name == name]
+        hint = (
+            f"; did you mean {' or '.join(same)}?"
+            if same
+            else did_you_mean(name, known, quoted=False)
+        )
         raise ConfigError(
             f"there is no recipe {name!r}{hint or '; run `ropepatch recipes` to list them'}"
         )

@@ -10,19 +10,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ropepatch import __version__
-from ropepatch.arguments import parse_arguments, parse_options
+from ropepatch.arguments import parse_arguments
 from ropepatch.errors import ProcessError, RopepatchError, RopepatchWarning
 from ropepatch.evaluation_arguments import add_compare, add_eval, add_lm_eval
 from ropepatch.extras import require_extra
 from ropepatch.inspection_arguments import add_inspect
 from ropepatch.recipes_command import add_recipes
 from ropepatch.recipes_command import run as recipes
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -192,45 +188,10 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def patch(options: argparse.Namespace) -> None:
-    """Patch, verify, save."""
-    method_options = parse_options(options.set)
-    model = _open_model(options.model)
+    """Save a patched copy of a checkpoint."""
+    from ropepatch.patch_command import run
 
-    from ropepatch import patch_info, patch_model, save_pretrained, verify
-    from ropepatch.checkpoint.opening import open_tokenizer
-
-    tokenizer = open_tokenizer(options.model)
-    if options.fit is not None:
-        from ropepatch.corpus import load_documents
-        from ropepatch.corpus.fitting import fitting_text
-        from ropepatch.description import length_to_fit, require_length
-
-        length = require_length(
-            model, options.original_max_position_embeddings or length_to_fit(model)
-        )
-        text = fitting_text(load_documents(options.fit, "train"), tokenizer, length)
-        method_options |= {"fit": "profile", "text": text}
-    patch_model(
-        model,
-        options.method,
-        options.factor,
-        target_length=options.target_length,
-        original_max_position_embeddings=options.original_max_position_embeddings,
-        part=options.part,
-        replace=options.replace,
-        **method_options,
-    )
-    verify(model)
-    info = patch_info(model)
-    assert info is not None
-    save_pretrained(model, options.directory, tokenizer)
-    what = info.method if info.part in (None, "both") else f"{info.method} ({info.part})"
-    print(
-        f"{what} ×{info.factor:g}: {info.original_max_position_embeddings} → "
-        f"{info.max_position_embeddings} tokens, {len(info.sites)} module(s): {options.directory}"
-    )
-    for note in info.notes:
-        print(note)
+    run(options)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -285,14 +246,6 @@ def demo(options: argparse.Namespace) -> None:
     from ropepatch.demo import main as run_demo
 
     run_demo(options.output)
-
-
-def _open_model(source: str) -> "nn.Module":
-    from ropepatch.checkpoint.opening import open_model
-    from ropepatch.terminal import silence_transformers
-
-    silence_transformers()
-    return open_model(source)
 
 
 if __name__ == "__main__":

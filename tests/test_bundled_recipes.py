@@ -62,6 +62,10 @@ def test_a_copy_overwrites_nothing(capsys):
     ("arguments", "hint"),
     [
         (["recipes", "copy", "tiny-lama-yarn-4x"], "did you mean tiny-llama-yarn-4x?"),
+        (
+            ["recipes", "copy", "tiny-llama"],
+            "did you mean pretrain/tiny-llama or checkpoints/tiny-llama?",
+        ),
         (["recipes", "copy", "nonsense"], "run `ropepatch recipes` to list them"),
         (["train", "tiny-lama.yaml"], "did you mean tiny-llama.yaml?"),
         (["train", "nonsense.yaml"], "`ropepatch recipes` lists those"),

@@ -233,6 +233,7 @@ def test_mistakes_in_a_recipe_are_listed_without_a_traceback(recipe, capsys):
         (["patch", "{base}", "{tmp}/out", "--set", "beta_fast"], "--set takes OPTION=VALUE"),
         (["patch", "{base}", "{tmp}/out", "--set", "a=["], "is not a YAML value"),
         (["patch", "{base}", "{tmp}/out", "--set", "a=b=c"], "'a'"),
+        (["patch", "{base}", "{base}/../final"], "name another directory"),
         (["patch", "{base}", "{tmp}/recipe.yaml/out"], "could not save"),
         (["train", "{tmp}/recipe.yaml", "data.source={tmp}/none"], "check the path"),
         (["train", "{tmp}/recipe.yaml", "output_dir={tmp}/recipe.yaml/run"], "cannot write to"),

@@ -50,6 +50,7 @@ LAYERS = (
     "arguments",
     "inspection",
     "lm_eval_model",
+    "patch_command",
     "lm_eval_command",
     "cli",
     "__main__",

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+import yaml
 from run_files import StopAt
 from tiny_models import fresh_model, logits, token_ids
 from tiny_runs import pretraining, pretraining_tree
@@ -16,7 +17,7 @@ from ropepatch.evals.ledger import dtype_in_words
 from ropepatch.precision import choose_precision, relative_time
 from ropepatch.training import runner
 from ropepatch.training.plan import plan_text
-from ropepatch.training.recipe import parse_recipe, recipe_tree
+from ropepatch.training.recipe import load_recipe, parse_recipe, recipe_tree
 from ropepatch.training.run_precision import run_precision
 from ropepatch.training.runner import TrainingInterrupted, train
 
@@ -75,6 +76,27 @@ def test_recipes_may_still_say_bf16(tmp_path, old, new):
     recipe = parse_recipe({**tree, "training": {**tree["training"], "bf16": old}})
     assert recipe.training.precision == new
     assert parse_recipe(recipe_tree(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("said", "override", "precision"),
+    [
+        ("precision: fp32", "training.bf16=true", "auto"),
+        ("precision: auto", "training.bf16=false", "fp32"),
+        ("bf16: true", "training.precision=fp32", "fp32"),
+    ],
+)
+def test_an_override_may_use_another_name_than_the_recipe(tmp_path, said, override, precision):
+    tree = pretraining_tree(tmp_path)
+    del tree["training"]["precision"]
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(tree))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"extends: base.yaml\ntraining:\n  {said}\n")
+    assert load_recipe(path, (override,)).training.precision == precision
+    (tmp_path / "above.yaml").write_text(
+        f"extends: recipe.yaml\ntraining: {{{override.removeprefix('training.').replace('=', ': ')}}}"
+    )
+    assert load_recipe(tmp_path / "above.yaml").training.precision == precision
 
 
 def test_precision_and_its_old_name_together_are_a_mistake(tmp_path):

@@ -9,6 +9,9 @@ from ropepatch.bundled_recipes import bundled_recipes
 from ropepatch.errors import ConfigError
 from ropepatch.spelling import did_you_mean
 
+#: A setting's name now, and its name up to version 0.1: who gives one of them means it in place of the other.
+OTHER_NAME = {"bf16": "precision", "precision": "bf16"}
+
 
 def read_recipe_file(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The mappings of a file, laid over those of the file that it `extends`, which lies beside it."""
@@ -29,7 +32,8 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     both = {
         key: _laid_over(below[key], above[key]) for key in above if _are_trees(below, above, key)
     }
-    return below | above | both
+    kept = {key: value for key, value in below.items() if OTHER_NAME.get(key) not in above}
+    return kept | above | both
 
 
 def _are_trees(below: dict[str, Any], above: dict[str, Any], key: str) -> bool:

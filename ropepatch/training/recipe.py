@@ -12,7 +12,7 @@ from ropepatch.errors import ConfigError, UnknownMethodError
 from ropepatch.methods.registry import method_class, replaces
 from ropepatch.methods.replacement import ScoreBiasMethod
 from ropepatch.methods.xpos import XPos
-from ropepatch.training.files import read_recipe_file
+from ropepatch.training.files import OTHER_NAME, read_recipe_file
 from ropepatch.training.mistakes import explain_all, list_mistakes
 from ropepatch.training.sections import (
     STRICT,
@@ -277,4 +277,5 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
         tree[key] = yaml.safe_load(value)
     except yaml.YAMLError:
         return f"{text!r}: {value!r} is not valid YAML"
+    tree.pop(OTHER_NAME.get(key, ""), None)
     return None
