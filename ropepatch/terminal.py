@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 _SECONDS_BETWEEN_LINES = 15.0  #: where the output is a file and not a terminal
 _HEADING = 12  #: characters of a row's heading
+_OTHER_WORK = 1.5  #: times the expected seconds, from which all stages take longer
 _TELLING = 0.02  #: share of the work after which its pace says how long the rest takes
 
 
@@ -151,10 +152,12 @@ class StageProgress(ProgressDisplay):
             self.paces[stage.kind] = seconds / (worked * stage.expected)
 
     def seconds_left(self) -> float:
-        """Seconds that all stages still take, by the pace of their kind or else by the mean pace."""
+        """Seconds that all stages still take, by the pace of their kind or else by that of the machine."""
         mean = statistics.fmean(self.paces.values()) if self.paces else 1.0
+        # What was expected of one kind may be wrong by a third; more is a machine with other work.
+        others = mean if mean >= _OTHER_WORK or mean <= 1 / _OTHER_WORK else 1.0
         return sum(
-            (1 - stage.done) * stage.expected * self.paces.get(stage.kind, mean)
+            (1 - stage.done) * stage.expected * self.paces.get(stage.kind, others)
             for stage in self.stages
         )
 

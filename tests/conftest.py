@@ -12,16 +12,16 @@ import torch
 # `make test-fast` leaves out what is marked `thorough` here: files whose tests take seconds each, as they
 # train, compile, start processes or read much text, and all models of a contract but one of a mechanism.
 _SLOW = """
-benchmarks biased_attention biased_attention_training cli_closed_output cli_compare cli_train compiled_loops
-conversions contract_companions contract_replacement_memory core_install evals_answers
-evals_browser evals_calibration evals_long_ppl evals_pilot extrapolation fitting lm_eval
-measure_dynamic measure_families pictures precision recipes training_before_after
-training_checkpoints training_distributed training_full_disk
-training_held_out training_inputs training_interrupts training_killed training_lengths
-training_memory training_not_finite training_out_of_memory training_plan training_preview
-training_refusals training_reporters training_requirements training_resume
-training_run_directory training_run_record training_runner training_several_devices
-training_stages training_token_cache
+benchmarks biased_attention biased_attention_training cli cli_closed_output cli_compare cli_train
+compiled_loops contract_companions contract_replacement_memory conversions core_install
+evals_answers evals_browser evals_calibration evals_long_ppl evals_page evals_pilot evals_samples
+evals_statistics extrapolation fitting lm_eval measure_dynamic measure_families pictures precision
+recipes shifted_sparse_attention stock_defects training_before_after training_checkpoints
+training_chunked_loss training_distributed training_full_disk training_held_out training_inputs
+training_interrupts training_killed training_lengths training_memory training_not_finite
+training_out_of_memory training_plan training_preview training_refusals training_reporters
+training_requirements training_resume training_run_directory training_run_record training_runner
+training_several_devices training_stages training_token_cache
 """
 SLOW_FILES = frozenset(f"test_{name}.py" for name in _SLOW.split())
 REPRESENTATIVES = frozenset({"llama", "bloom", "t5", "gpt2"})

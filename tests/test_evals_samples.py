@@ -2,19 +2,15 @@
 
 import json
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from killed_evaluation import Batches, run
+from killed_evaluation import Batches, exit_code_of_killed, run
 
 from ropepatch.errors import CheckpointError, ConfigError, DataError
 from ropepatch.evals.answers import Answer
 from ropepatch.evals.samples import Samples, SampleStore, file_name, read_answers
 
-SCRIPT = str(Path(__file__).with_name("killed_evaluation.py"))
 ANSWER = Answer("kv", 64, 0, "forced_choice", "hash", "4", "7", 1.0, 0.1 + 0.2, None)
 
 
@@ -35,12 +31,7 @@ def test_a_killed_run_goes_on_without_measuring_finished_batches_again(
     undisturbed, tmp_path, monkeypatch, killed_at
 ):
     whole, count = undisturbed
-    killed = subprocess.run(
-        [sys.executable, SCRIPT, str(tmp_path), str(killed_at)],
-        capture_output=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert exit_code_of_killed(tmp_path, killed_at) == -signal.SIGKILL
     rest = Batches()
     resumed = run(tmp_path, rest, monkeypatch.setattr)
     # The trial is repeated, and the batch that it was killed in.

@@ -129,6 +129,9 @@ def test_each_kind_of_stage_has_its_own_pace(monkeypatch):
     with StageProgress("all", STAGES) as progress, progress.stage("first") as done:
         assert progress.seconds_left() == 140
         done(0.1)
+        clock["now"] = 2.4  # a pace of 1.2, which says nothing of other kinds
+        done(0.2)
+        assert progress.seconds_left() == pytest.approx(1.2 * 56 + 80)
         clock["now"] = 12.0  # 0.4 of 20 expected seconds took 12: a pace of 1.5
         done(0.5)
         assert progress.seconds_left() == pytest.approx(1.5 * 130)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ropepatch.evals import Plan
@@ -24,28 +25,27 @@ def measuring_seconds(model: PreTrainedModel, plan: Plan) -> float:
     def read() -> None:
         model(input_ids=window, use_cache=False, logits_to_keep=1)
 
+    read()  # the first call also prepares kernels and memory
     return _seconds(read) / work(*window.shape) * work_left(plan, Samples(""))
 
 
 def tuning_seconds(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, plan: Plan) -> float:
-    """Seconds that a recipe trains on a CPU, from passes over one sequence of held-out text."""
+    """Seconds that a recipe trains on a CPU, from passes over one batch of held-out text."""
     model = load_model(recipe, tokenizer)
-    ids = plan.windows.prefix(recipe.data.length)[:1]
+    training = recipe.training
+    batch = plan.windows.prefix(recipe.data.length)[: training.per_device_batch_size]
     dtype = DTYPES[run_precision(recipe, None).precision]
 
-    def step() -> None:
+    def step(ids: Tensor) -> None:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
 
-    training = recipe.training
-    sequences = training.per_device_batch_size * training.gradient_accumulation
-    return _seconds(step) * sequences * training.max_steps
+    step(batch[:1])  # prepares kernels and memory; the time of one sequence says less of a batch
+    return _seconds(lambda: step(batch)) * training.gradient_accumulation * training.max_steps
 
 
 def _seconds(call: Callable[[], None]) -> float:
-    """Seconds of the second call; the first one also prepares kernels and memory."""
-    call()
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
