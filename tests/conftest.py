@@ -62,6 +62,7 @@ def pytest_collection_finish():
     _draw_no_loss_curves()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)  # tests leave little, and make much that needs no collector
 
 
 def _draw_no_loss_curves():

@@ -3,24 +3,22 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-CHECKPOINT = Path(__file__).parent.parent / "recipes" / "checkpoints" / "tiny-llama"
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("inspect", CHECKPOINT), ("methods",), ("recipes",)],  # lines of text, and tables
-    ids=lambda arguments: arguments[0],
+    [("recipes", "copy", "checkpoints/tiny-llama"), ("recipes",)],
+    ids=["lines", "table"],
 )
-def test_output_that_nobody_reads_on_ends_quietly(arguments):
+def test_output_that_nobody_reads_on_ends_quietly(arguments, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "ropepatch.cli", *map(str, arguments)],
+        [sys.executable, "-m", "ropepatch.cli", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     process.stdout.close()
