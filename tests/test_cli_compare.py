@@ -179,6 +179,7 @@ def test_tasks_that_do_not_fit_are_said(base, measured, capsys):
         (["--methods", "yarn,yarn"], "names of their own"),
         (["{tmp}/none"], "there is no checkpoint at"),
         (["--tasks", "kx"], "there is no task 'kx'"),
+        (["--tasks", "pplx"], "did you mean 'ppl'?; tasks: ppl, longppl, "),
         (["--protocol", "last-s"], "are of the task ppl"),
         (["--tasks", "ppl", "--protocol", "last-s"], "use a stride below 80"),
         (["--tasks", "qa_1"], "qa_1"),

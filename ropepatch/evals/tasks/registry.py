@@ -20,6 +20,10 @@ LEAST_CONTEXT = 8  #: tokens of a haystack, below which there is nothing to hide
 DEPTHS = 11
 _STRIDE = 7  #: has no divisor in common with the depths, so that every one of them has its turn
 
+_WHOLE_TEXTS = (
+    "ppl",
+    "longppl",
+)  #: tasks that ask no prompts, which the commands measure themselves
 _TASKS: dict[str, "Task"] = {}
 
 
@@ -74,8 +78,9 @@ def register(*tasks: Task) -> None:
 def task(name: str) -> Task:
     """The task of that name. Raises ConfigError if there is none."""
     if name not in _TASKS:
+        hint = did_you_mean(name, [*_WHOLE_TEXTS, *GROUPS, *_TASKS])
         raise ConfigError(
-            f"there is no task {name!r}{did_you_mean(name, _TASKS)}; tasks: {', '.join(tasks())}; "
+            f"there is no task {name!r}{hint}; tasks: {', '.join([*_WHOLE_TEXTS, *tasks()])}; "
             f"groups: {', '.join(GROUPS)}"
         )
     return _TASKS[name]
