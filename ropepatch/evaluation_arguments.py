@@ -121,3 +121,11 @@ def add_lm_eval(parser: argparse.ArgumentParser) -> None:
         metavar="...",
         help="arguments of `lm_eval run`, such as --tasks arc_easy --limit 100",
     )
+
+
+def require_directory(path: Path) -> None:
+    """Make the directory of --output, or raise ConfigError before minutes of measuring."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {path}: {error.strerror}; name a directory") from None

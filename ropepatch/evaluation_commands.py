@@ -47,6 +47,7 @@ from ropepatch.evaluation_arguments import (
     parse_lengths,
     parse_names,
     parse_questions,
+    require_directory,
 )
 from ropepatch.evaluation_candidates import fingerprint, named_candidates
 from ropepatch.methods.registry import replaces
@@ -92,7 +93,7 @@ class _Run:
             )
         self.command = "compare" if len(options.models) > 1 or options.methods else "eval"
         self.directory: Path = options.output or Path("out", self.command, Path(self.name).name)
-        _require_directory(self.directory)
+        require_directory(self.directory)
         self.tokenizer = open_tokenizer(self.name)
         self.base = open_to_measure(self.name)
         self.root = pretrained_model(self.base)
@@ -129,9 +130,8 @@ class _Run:
         for what, reason in plan.not_asked.items():
             print(f"not asked: {what}: {reason}")
         print(results)
-        done = "compared" if verdicts else "measured"
         differences = [verdict.differences for verdict in verdicts]
-        title = f"{stages[0].label}, {done}"
+        title = f"{stages[0].label}, {'compared' if verdicts else 'measured'}"
         try:
             print(write_report(stages, differences, self.directory, title=title, verdicts=verdicts))
         except MissingExtraError as error:  # all else is measured, printed and written
@@ -293,11 +293,3 @@ class _Run:
             "ropepatch": __version__,
             "protocol": plan.digest(),
         }
-
-
-def _require_directory(path: Path) -> None:
-    """Say before minutes of measuring that their result could not be written."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output {path}: {error.strerror}; name a directory") from None

@@ -22,7 +22,11 @@ from ropepatch.training.recipe import (
     recipe_tree,
     recipe_yaml,
 )
-from ropepatch.training.run_precision import precision_at_start, with_precision
+from ropepatch.training.run_precision import (
+    precision_at_start,
+    precision_of_old_run,
+    with_precision,
+)
 from ropepatch.whole_files import write_whole
 
 _STAGING = ".staging-"
@@ -68,7 +72,7 @@ class RunDirectory:
 
     def _recipe_to_keep(self) -> Recipe:
         """The recipe; of a run that began with 0.1, with its precision, which only the old file says."""
-        began = precision_at_start(self.path) if any(self.path.glob("checkpoint-*")) else None
+        began = precision_of_old_run(self.path) if any(self.path.glob("checkpoint-*")) else None
         if began is None or self.recipe.training.precision != "auto":
             return self.recipe
         return with_precision(self.recipe, began)

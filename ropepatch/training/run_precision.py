@@ -51,35 +51,36 @@ def with_precision(recipe: Recipe, precision: Precision) -> Recipe:
 
 
 def precision_at_start(directory: Path) -> Precision | None:
-    """Precision of the last session in a run's directory, which kept that of all before; None for none.
+    """Precision of the last session in a run's directory, which kept that of all before; None for none."""
+    return _recorded(directory) or precision_of_old_run(directory)
 
-    Sessions of ropepatch 0.1 did not record it: their recipe says bf16 or not.
+
+def precision_of_old_run(directory: Path) -> Precision | None:
+    """Precision of a run of ropepatch 0.1, whose sessions did not record it; None for other runs.
+
+    Its recipe says bf16 or not, or says the precision where a later version has claimed the directory.
     """
-    sessions = _sessions(directory / ENVIRONMENT)
-    if not sessions:
+    if not _sessions(directory) or _recorded(directory):
         return None
-    recorded = sessions[-1].get("precision")
-    if recorded in DTYPES:
-        return recorded
-    return _precision_of_old_recipe(directory / "recipe.yaml")
-
-
-def _sessions(path: Path) -> list[dict[str, object]]:
     try:
-        return cast(
-            list[dict[str, object]], json.loads(path.read_text(encoding="utf-8"))["sessions"]
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _precision_of_old_recipe(path: Path) -> Precision | None:
-    try:
-        training = yaml.safe_load(path.read_text(encoding="utf-8"))["training"]
-        if (
-            training.get("precision") in DTYPES
-        ):  # a start of this version that ended before its first step
+        text = (directory / "recipe.yaml").read_text(encoding="utf-8")
+        training = yaml.safe_load(text)["training"]
+        if training.get("precision") in DTYPES:
             return cast(Precision, training["precision"])
         return "bf16" if training["bf16"] is True else "fp32"
     except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError):
         return None
+
+
+def _recorded(directory: Path) -> Precision | None:
+    sessions = _sessions(directory)
+    precision = sessions[-1].get("precision") if sessions else None
+    return precision if precision in DTYPES else None
+
+
+def _sessions(directory: Path) -> list[dict[str, object]]:
+    try:
+        text = (directory / ENVIRONMENT).read_text(encoding="utf-8")
+        return cast(list[dict[str, object]], json.loads(text)["sessions"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
